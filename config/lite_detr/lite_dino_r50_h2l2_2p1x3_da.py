@@ -1,0 +1,5 @@
+"""Lite-DINO H2L2-(2+1)x3 with plain deformable attention, ResNet-50, 36 epochs."""
+
+_base_ = 'lite_dino_r50_h2l2_2p1x3_kda.py'
+
+model = dict(attention=dict(type='MSDeformAttnWithQueryProj', num_points=4))

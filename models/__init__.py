@@ -1,0 +1,79 @@
+"""Detectors and their criteria, built from a config.
+
+Importing the parts is what makes them known by name: a new part needs its line here.
+"""
+
+from collections.abc import Mapping
+
+import models.backbones.resnet
+import models.decoders.deformable
+import models.encoders.deformable
+import models.encoders.interleaved
+import models.layers.deformable_attention
+import models.layers.head
+import models.layers.position
+import models.layers.transformer
+import models.neck
+import models.queries.denoising
+import models.queries.learned
+import models.queries.proposals
+from models.criteria.criterion import Criterion, Supervision
+from models.detector import Detector
+from models.postprocess import SigmoidTopK
+from models.registry import PARTS
+from util.config import ConfigDict, ConfigError, nearest, where_of
+from util.registry import call
+
+__all__ = ["build_criterion", "build_detector", "build_postprocessor"]
+
+STAGES = ("backbone", "neck", "encoder", "queries", "decoder")
+
+
+def build_detector(cfg: ConfigDict) -> Detector:
+    """The detector that `cfg.model` describes, on the CPU, freshly initialised. Reads no file and no network.
+
+    What `model` holds beside the five stages (d_model, num_levels, num_classes, the kind of attention, ...) is handed
+    down to every part that has a parameter of that name and is not told otherwise.
+
+    Raises:
+        ConfigError: names the file, the part and the option that is wrong.
+    """
+    node = cfg.model
+    taken = PARTS.options()
+    shared = {}
+    for key, value in node.items():
+        if key in STAGES:
+            continue
+        if key not in taken:
+            raise ConfigError(f"{where_of(node)}: no part has an option '{key}'; {nearest(key, (*STAGES, *taken))}")
+        typed = isinstance(value, Mapping) and "type" in value
+        shared[key] = _shared_factory(value, shared) if typed else value
+    backbone = PARTS.build(node.backbone, **shared)
+    neck = PARTS.build(node.neck, in_channels=backbone.channels, **shared)
+    return Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
+
+
+def _shared_factory(node: Mapping, shared: dict):
+    """Builds a shared part with whatever is shared at the time of the call."""
+    return lambda **more: PARTS.build(node, **{**shared, **more})
+
+
+def build_criterion(cfg: ConfigDict) -> Criterion:
+    """The criterion that `cfg.criterion` describes."""
+    node = cfg.criterion
+    for key in node:
+        if key not in ("matcher", "losses", "supervise", "terms"):
+            raise ConfigError(
+                f"{where_of(node)}: no option '{key}'; {nearest(key, ('matcher', 'losses', 'supervise', 'terms'))}"
+            )
+    return Criterion(
+        matcher=PARTS.build(node.matcher),
+        losses={name: PARTS.build(loss) for name, loss in node.losses.items()},
+        supervise={site: call(Supervision, rule, where=where_of(rule)) for site, rule in node.supervise.items()},
+        terms={name: PARTS.build(term) for name, term in node.get("terms", {}).items()},
+    )
+
+
+def build_postprocessor(cfg: ConfigDict) -> SigmoidTopK:
+    """What turns outputs into boxes in pixels, as `cfg.postprocess` says."""
+    return PARTS.build(cfg.postprocess)

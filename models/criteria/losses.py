@@ -1,0 +1,84 @@
+"""What a difference between predictions and targets costs. Every loss answers for all layers of a site at once."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.criteria.matcher import Pairs, Targets
+from models.registry import PARTS
+from models.structures import Detections
+from util.box_ops import cxcywh_to_xyxy, generalized_iou
+
+
+@PARTS.register
+class FocalLoss:
+    """Sigmoid focal loss of all logits against the paired targets' labels, everything unpaired being background.
+
+    Focal Loss for Dense Object Detection, equation 5; summed over queries and classes, divided by the number of boxes.
+
+    Args:
+        weight: its share in the total.
+        alpha, gamma: balance of positives, and how much easy examples are spared.
+    """
+
+    def __init__(self, weight: float, alpha: float = 0.25, gamma: float = 2.0):
+        self.weight, self.alpha, self.gamma = weight, alpha, gamma
+
+    def __call__(self, predicted: Detections, targets: Targets, pairs: Pairs, num_boxes: Tensor) -> Tensor:
+        """(N, B, Q, K) logits -> (N,)."""
+        logits = predicted.logits.float()
+        negative = (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+        labels = targets.labels[pairs.target]
+        hit = pairs.of_predictions(logits).gather(-1, labels[..., None])[..., 0]  # (N, P): logits whose target is 1
+        correction = self.alpha * (-hit).sigmoid() ** self.gamma * F.softplus(-hit)
+        correction = correction - (1 - self.alpha) * hit.sigmoid() ** self.gamma * F.softplus(hit)
+        return (negative.flatten(1).sum(1) + correction.sum(1)) / num_boxes
+
+
+@PARTS.register
+class BoxL1:
+    """Sum of absolute differences of cx, cy, w, h over the pairs, divided by the number of boxes (DETR, A.2)."""
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def __call__(self, predicted: Detections, targets: Targets, pairs: Pairs, num_boxes: Tensor) -> Tensor:
+        """(N, B, Q, 4) boxes -> (N,)."""
+        difference = pairs.of_predictions(predicted.boxes.float()) - targets.boxes[pairs.target]
+        return difference.abs().flatten(1).sum(1) / num_boxes
+
+
+@PARTS.register
+class BoxGIoU:
+    """Sum of 1 - generalized IoU over the pairs, divided by the number of boxes (DETR, A.2).
+
+    Args:
+        weight: its share in the total.
+        eps: of the generalized IoU; DINO takes 1e-6.
+    """
+
+    def __init__(self, weight: float, eps: float = 0.0):
+        self.weight, self.eps = weight, eps
+
+    def __call__(self, predicted: Detections, targets: Targets, pairs: Pairs, num_boxes: Tensor) -> Tensor:
+        """(N, B, Q, 4) boxes -> (N,)."""
+        boxes = cxcywh_to_xyxy(pairs.of_predictions(predicted.boxes.float()))
+        iou = generalized_iou(boxes, cxcywh_to_xyxy(targets.boxes[pairs.target]), self.eps)
+        return (1 - iou).sum(1) / num_boxes
+
+
+def class_error(predicted: Detections, targets: Targets, pairs: Pairs) -> Tensor:
+    """Percentage of paired predictions of the last layer whose best class is wrong; 100 where there are none."""
+    best = pairs.of_predictions(predicted.logits)[-1].argmax(-1)
+    right = (best == targets.labels[pairs.target[-1]]).float()
+    return 100 - 100 * right.mean() if len(right) else predicted.logits.new_tensor(100.0)
+
+
+def cardinality_error(predicted: Detections, targets: Targets) -> Tensor:
+    """Mean absolute difference between a picture's objects and its predictions whose best class is not the last one.
+
+    DETR's diagnostic, kept for its curves: it means what it says only where the last class is "no object".
+    """
+    logits = predicted.logits[-1]
+    counted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1).float()
+    return F.l1_loss(counted, torch.tensor(targets.counts, device=counted.device, dtype=torch.float32))

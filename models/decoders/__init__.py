@@ -1,0 +1,1 @@
+"""Decoders: (Queries, memory) -> (Detections of all layers, what they traced, by name)."""

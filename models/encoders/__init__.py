@@ -1,0 +1,1 @@
+"""Encoders: memory -> (memory, what it wants to be supervised on or looked at, by name)."""

@@ -1,0 +1,29 @@
+"""The encoder of Deformable DETR and DINO: every token asks, in every layer."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from models.registry import PARTS
+from models.structures import Pyramid
+
+
+@PARTS.register
+class DeformableEncoder(nn.Module):
+    """Deformable attention from all tokens to all levels (Deformable DETR, section 4.2).
+
+    Args:
+        layer: makes one layer.
+        num_layers: how many.
+    """
+
+    def __init__(self, layer: Callable[[], nn.Module], num_layers: int = 6):
+        super().__init__()
+        self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+
+    def forward(self, pyramid: Pyramid) -> tuple[Pyramid, dict]:
+        """Updates every token."""
+        reference = pyramid.on_levels(pyramid.centers())
+        for layer in self.layers:
+            pyramid = pyramid.with_tokens(layer(pyramid.tokens, pyramid.pos, reference, pyramid))
+        return pyramid, {}

@@ -1,0 +1,1 @@
+"""What encoders, queries and decoders are made of."""

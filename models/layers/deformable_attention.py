@@ -1,0 +1,129 @@
+"""Multi-scale deformable attention and its key-aware form. Both answer the same call, so either fits every layer."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.ops import key_aware_deform_attn, ms_deform_attn
+from models.registry import PARTS
+from models.structures import Pyramid, Sampling
+
+
+class DeformableAttention(nn.Module):
+    """What the two kinds share: where to sample, and the projection of what is sampled.
+
+    Args:
+        d_model: channels of queries and memory.
+        num_heads: attention heads; divides d_model.
+        num_levels: feature maps of the memory.
+        num_points: sampling points per head and level.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(d_model, num_heads * num_levels * num_points * 2)
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
+        self._reset_offsets()
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def _reset_offsets(self):
+        """Every head looks along its own direction of a square ring, point i at distance i (Deformable DETR, A.4)."""
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        ring = torch.stack([angles.cos(), angles.sin()], -1)
+        ring = ring / ring.abs().amax(-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        bias = ring[:, None, None] * distance[:, None]  # (heads, 1, points, 2)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).flatten())
+
+    def values(self, memory: Pyramid) -> Tensor:
+        """(B, S, heads, channels): projected memory, zero at padding."""
+        values = self.value_proj(memory.tokens).masked_fill(memory.padding[..., None], 0)
+        return values.unflatten(-1, (self.num_heads, -1))
+
+    def locations(self, query: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
+        """(B, Q, heads, L, points, 2), float32: where to sample, relative to each padded map.
+
+        A point moves by offsets in pixels of the level, a box by offsets in shares of half its size (Deformable DETR,
+        equation 2 and appendix A.4).
+        """
+        offsets = self.sampling_offsets(query).float()
+        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+        if reference.shape[-1] == 2:
+            pixels = offsets.new_tensor([(w, h) for h, w in memory.shapes])
+            return reference + offsets / pixels[:, None]
+        return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+
+
+@PARTS.register
+class MSDeformAttn(DeformableAttention):
+    """Deformable DETR's attention: the query alone says where to look and how much each sample weighs (section 4.1)."""
+
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
+        super().__init__(d_model, num_heads, num_levels, num_points)
+        self.attention_weights = nn.Linear(d_model, num_heads * num_levels * num_points)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
+        """Attends.
+
+        Args:
+            query: (B, Q, C), position included.
+            reference: (B, Q, L, 2 or 4) points or boxes relative to each padded map.
+            memory: what is sampled.
+
+        Returns:
+            (B, Q, C) and where it looked.
+        """
+        values = self.values(memory)
+        locations = self.locations(query, reference, memory)
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
+        sampled = ms_deform_attn(values, memory.shapes, locations, weights)
+        return self.output_proj(sampled), Sampling(locations, weights)
+
+
+@PARTS.register
+class MSDeformAttnWithQueryProj(MSDeformAttn):
+    """MSDeformAttn as Lite-DETR's checkpoints store it: beside it lies a query projection that nothing reads.
+
+    The projection is kept so that those checkpoints load strictly, and frozen so that no process group waits for its
+    gradient.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
+        super().__init__(d_model, num_heads, num_levels, num_points)
+        self.query_proj = nn.Linear(d_model, d_model).requires_grad_(False)
+
+
+@PARTS.register
+class KeyAwareDeformAttn(DeformableAttention):
+    """Lite-DETR's attention: samples are weighed by how their keys answer the query (section 3.4, equations 4 and 5).
+
+    The sampled values serve as keys. A sample outside the map or on padding is a zero vector: its logit is 0, and it
+    keeps its share of the softmax.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
+        super().__init__(d_model, num_heads, num_levels, num_points)
+        self.query_proj = nn.Linear(d_model, d_model)
+        nn.init.xavier_uniform_(self.query_proj.weight)
+        nn.init.zeros_(self.query_proj.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
+        """Attends; arguments and result as in MSDeformAttn."""
+        values = self.values(memory)
+        locations = self.locations(query, reference, memory)
+        asked = self.query_proj(query).unflatten(-1, (self.num_heads, -1))
+        sampled = key_aware_deform_attn(asked, values, values, memory.shapes, locations)
+        return self.output_proj(sampled), Sampling(locations, None)

@@ -1,0 +1,52 @@
+"""What turns hidden vectors into classes and boxes."""
+
+import math
+
+from torch import Tensor, nn
+
+from models.layers.basic import MLP, inverse_sigmoid
+from models.registry import PARTS
+from models.structures import Detections
+
+PRIOR = 0.01
+"""Probability of every class before training, so that the focal loss starts calm (Focal Loss, section 3.3)."""
+
+
+@PARTS.register
+class DetectionHead(nn.Module):
+    """Class logits, and a box given as what is added to a reference.
+
+    Args:
+        d_model, num_classes: channels in, logits out.
+        eps: how near to 0 and 1 a reference may come before its logit is cut: 1e-5, in DINO 1e-3.
+    """
+
+    def __init__(self, d_model: int, num_classes: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.class_embed = nn.Linear(d_model, num_classes)
+        self.bbox_embed = MLP(d_model, d_model, d_model, 4)
+        nn.init.constant_(self.class_embed.bias, -math.log((1 - PRIOR) / PRIOR))
+        self.set_size_bias(0.0)
+
+    def set_size_bias(self, bias: float):
+        """Resets the box branch's last layer: zero, but for the bias of width and height."""
+        last = self.bbox_embed.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.bias[2:], bias)
+
+    def forward(self, hidden: Tensor, reference: Tensor) -> Detections:
+        """(..., C) and (..., 2 or 4) in (0, 1) -> logits and boxes."""
+        return Detections(self.class_embed(hidden).float(), self.refine(hidden, reference))
+
+    def refine(self, hidden: Tensor, reference: Tensor) -> Tensor:
+        """(..., 4) in (0, 1): the reference moved by what the hidden vector says; a point gets its width and height."""
+        return self.shift(hidden, inverse_sigmoid(reference.float(), self.eps)).sigmoid()
+
+    def shift(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """(..., 4): the same before the sigmoid, from a reference that is given by its logits."""
+        delta = self.bbox_embed(hidden).float()
+        if logits.shape[-1] == 4:
+            return delta + logits
+        return delta + nn.functional.pad(logits, (0, 2))

@@ -1,0 +1,64 @@
+"""Sine encodings of positions in a picture, of points and of boxes."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import PARTS
+
+
+def sine_features(values: Tensor, features: int, temperature: float) -> Tensor:
+    """Sine and cosine of each value at `features` / 2 frequencies, interleaved (Attention Is All You Need, 3.5).
+
+    Args:
+        values: (...), angles in radians at the highest frequency.
+
+    Returns:
+        (..., features), float32.
+    """
+    exponent = 2 * torch.arange(features // 2, device=values.device, dtype=torch.float32) / features
+    angles = values.float()[..., None] / temperature**exponent
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def box_sine_embedding(boxes: Tensor, order: tuple[int, ...], features: int = 128) -> Tensor:
+    """Encodes points or boxes in (0, 1).
+
+    Args:
+        boxes: (..., 2 or 4).
+        order: which coordinate comes first, second, ...: DINO writes y, x, w, h; Deformable DETR x, y, w, h.
+
+    Returns:
+        (..., len(order) * features), float32.
+    """
+    return sine_features(boxes[..., list(order)] * 2 * math.pi, features, temperature=10000).flatten(-2)
+
+
+@PARTS.register
+class SinePosition(nn.Module):
+    """Position of every pixel within the unpadded part of its map (DETR, appendix A.4).
+
+    Args:
+        d_model: channels; the first half encodes y, the second x.
+        offset: added to the pixel count before normalising. Deformable DETR and its children take pixel centres (-0.5),
+            DETR, Conditional DETR, PnP-DETR and DINO do not (0).
+        temperature: 10000, or 20 in DINO.
+    """
+
+    def __init__(self, d_model: int, offset: float = 0.0, temperature: float = 10000.0):
+        super().__init__()
+        self.features = d_model // 2
+        self.offset = offset
+        self.temperature = temperature
+
+    def forward(self, padding: Tensor) -> Tensor:
+        """(B, H, W) bool, True outside the picture -> (B, d_model, H, W) float32."""
+        inside = ~padding
+        encoded = []
+        for axis in (1, 2):
+            count = inside.cumsum(axis, dtype=torch.float32)
+            last = count.narrow(axis, -1, 1)
+            angle = (count + self.offset) / (last + 1e-6) * 2 * math.pi
+            encoded.append(sine_features(angle, self.features, self.temperature))
+        return torch.cat(encoded, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,147 @@
+"""Encoder and decoder layers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers.basic import init_xavier
+from models.registry import PARTS
+from models.structures import Pyramid, Sampling
+
+
+@PARTS.register
+class DeformableEncoderLayer(nn.Module):
+    """Deformable attention, then a feed-forward network, each followed by its residual and norm.
+
+    Args:
+        d_model: channels.
+        attention: makes the attention, MSDeformAttn or one that answers the same call.
+        ffn_dim: width of the feed-forward network.
+        dropout: after the attention, inside and after the network.
+    """
+
+    def __init__(self, d_model: int, attention: Callable[[], nn.Module], ffn_dim: int = 1024, dropout: float = 0.1):
+        super().__init__()
+        self.self_attn = attention()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        init_xavier(self.linear1)
+        init_xavier(self.linear2)
+
+    def forward(self, tokens: Tensor, pos: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
+        """Updates the tokens that ask.
+
+        Args:
+            tokens, pos: (B, Q, C), the asking tokens and their positions.
+            reference: (B, Q, L, 2), their centres on every level.
+            memory: the tokens that answer.
+
+        Returns:
+            (B, Q, C).
+        """
+        return self.feed_forward(self.attend(tokens, pos, reference, memory), memory)
+
+    def attend(self, tokens: Tensor, pos: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
+        """The first half of the layer: attention, residual, norm."""
+        answer, _ = self.self_attn(tokens + pos, reference, memory)
+        return self.norm1(tokens + self.dropout(answer))
+
+    def feed_forward(self, tokens: Tensor, memory: Pyramid) -> Tensor:
+        """The second half: network, residual, norm."""
+        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+
+
+@PARTS.register
+class SplitFFNEncoderLayer(DeformableEncoderLayer):
+    """The layer of Lite-DETR in which all tokens ask: fine tokens pass a narrow feed-forward network of their own.
+
+    Args:
+        high_levels: how many of the coarsest levels pass the wide network.
+        low_ffn_dim: width of the narrow network.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        attention: Callable[[], nn.Module],
+        high_levels: int,
+        ffn_dim: int = 2048,
+        low_ffn_dim: int = 256,
+        dropout: float = 0.0,
+    ):
+        super().__init__(d_model, attention, ffn_dim, dropout)
+        self.high_levels = high_levels
+        self.linear12 = nn.Linear(d_model, low_ffn_dim)
+        self.linear22 = nn.Linear(low_ffn_dim, d_model)
+        self.norm22 = nn.LayerNorm(d_model)
+        init_xavier(self.linear12)
+        init_xavier(self.linear22)
+
+    def feed_forward(self, tokens: Tensor, memory: Pyramid) -> Tensor:
+        """Fine tokens through the narrow network, coarse ones through the wide one."""
+        start = memory.coarsest(self.high_levels).start
+        fine = tokens[:, :start]
+        hidden = self.dropout(F.relu(self.linear12(fine)))
+        fine = self.norm22(fine + self.dropout(self.linear22(hidden)))
+        return torch.cat([fine, super().feed_forward(tokens[:, start:], memory)], 1)
+
+
+@PARTS.register
+class DeformableDecoderLayer(nn.Module):
+    """Self-attention among the queries, deformable attention into the memory, feed-forward network.
+
+    The norms are numbered as in the papers' checkpoints: norm2 follows the self-attention, norm1 the cross-attention.
+
+    Args:
+        d_model, num_heads: channels, and heads of the self-attention.
+        attention: makes the cross-attention.
+        ffn_dim, dropout: as in the encoder layer.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        attention: Callable[[], nn.Module],
+        ffn_dim: int = 1024,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout, batch_first=True)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.cross_attn = attention()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        for module in (self.self_attn, self.linear1, self.linear2):
+            init_xavier(module)
+
+    def forward(
+        self, content: Tensor, pos: Tensor, reference: Tensor, memory: Pyramid, mask: Tensor | None
+    ) -> tuple[Tensor, Sampling]:
+        """Updates the queries.
+
+        Args:
+            content, pos: (B, Q, C).
+            reference: (B, Q, L, 2 or 4) points or boxes relative to each padded map.
+            memory: what the encoder made.
+            mask: (Q, Q) bool, True where the row's query may not see the column's.
+
+        Returns:
+            (B, Q, C), and where the cross-attention looked.
+        """
+        query = content + pos
+        seen, _ = self.self_attn(query, query, content, attn_mask=mask, need_weights=False)
+        content = self.norm2(content + self.dropout(seen))
+        answer, sampling = self.cross_attn(content + pos, reference, memory)
+        content = self.norm1(content + self.dropout(answer))
+        hidden = self.dropout(F.relu(self.linear1(content)))
+        return self.norm3(content + self.dropout(self.linear2(hidden))), sampling

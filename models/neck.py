@@ -1,0 +1,58 @@
+"""From the backbone's maps to the tokens that a transformer reads."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import PARTS
+from models.structures import Pyramid, padding_of
+from util.batch import ImageBatch
+
+
+@PARTS.register
+class PyramidNeck(nn.Module):
+    """Projects every map to one width, adds coarser levels, and flattens all to a pyramid (Deformable DETR, A.2).
+
+    Args:
+        in_channels: widths of the backbone's maps.
+        d_model: width of the tokens.
+        num_levels: levels in all. Those beyond the backbone's maps come from a 3x3 stride-2 convolution: the first
+            reads the backbone's last map as it is, each further one the level before.
+        position: makes the position encoding.
+    """
+
+    def __init__(self, in_channels: list[int], d_model: int, num_levels: int, position: Callable[[], nn.Module]):
+        super().__init__()
+        if num_levels < len(in_channels):
+            raise ValueError(f"num_levels={num_levels} is less than the backbone's {len(in_channels)} maps")
+        extra = [in_channels[-1], *[d_model] * num_levels][: num_levels - len(in_channels)]
+        convolutions = [nn.Conv2d(channels, d_model, 1) for channels in in_channels]
+        convolutions += [nn.Conv2d(channels, d_model, 3, stride=2, padding=1) for channels in extra]
+        for convolution in convolutions:
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+        self.proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, d_model)) for conv in convolutions)
+        self.position = position()
+        self.level_embed = nn.Parameter(torch.randn(num_levels, d_model))
+
+    def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:
+        """Maps (B, C_l, H_l, W_l), finest first, and the pictures that they were made of -> the pyramid."""
+        levels = [proj(x) for proj, x in zip(self.proj, maps, strict=False)]
+        source = maps[-1]
+        for proj in self.proj[len(maps) :]:
+            source = proj(source)
+            levels.append(source)
+        shapes = tuple((x.shape[-2], x.shape[-1]) for x in levels)
+        extents = [batch.extents(*shape) for shape in shapes]
+        pads = [padding_of(extent, shape, source.device) for extent, shape in zip(extents, shapes, strict=True)]
+        pos = [
+            self.position(pad).flatten(2) + embed[:, None] for pad, embed in zip(pads, self.level_embed, strict=True)
+        ]
+        return Pyramid(
+            tokens=torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2),
+            pos=torch.cat(pos, 2).transpose(1, 2),
+            padding=torch.cat([pad.flatten(1) for pad in pads], 1),
+            shapes=shapes,
+            extents=tuple(zip(*extents, strict=True)),
+        )

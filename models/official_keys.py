@@ -1,0 +1,79 @@
+"""Checkpoints of the papers' own repositories: their key names in ours, one table of rules a family.
+
+A rule is a regular expression at the head of a key and what replaces it; None drops the key, which is known to be a
+second name of another one. Every key must match exactly one rule.
+"""
+
+import re
+
+from torch import Tensor
+
+from util.config import ConfigError, nearest
+
+BACKBONE = {r"^backbone\.0\.": "backbone."}
+
+PYRAMID = {
+    r"^input_proj\.": "neck.proj.",
+    r"^transformer\.level_embed$": "neck.level_embed",
+    r"^transformer\.(en|de)coder\.(layers|norm)\.": r"\1coder.\2.",
+    r"^transformer\.decoder\.(class|bbox)_embed\.": None,
+    r"^(class|bbox)_embed\.([0-5])\.": r"decoder.heads.\2.\1_embed.",
+}
+
+DEFORMABLE_DETR = {
+    **BACKBONE,
+    **PYRAMID,
+    r"^(class|bbox)_embed\.6\.": r"queries.head.\1_embed.",
+    r"^query_embed\.weight$": "queries.embed.weight",
+    r"^transformer\.reference_points\.": "queries.reference_points.",
+    r"^transformer\.(enc_output|enc_output_norm)\.": r"queries.features.\1.",
+    r"^transformer\.(pos_trans|pos_trans_norm)\.": r"queries.init.\1.",
+}
+
+DINO = {
+    **BACKBONE,
+    **PYRAMID,
+    r"^transformer\.decoder\.ref_point_head\.": "decoder.query_pos.mlp.",
+    r"^transformer\.enc_out_(class|bbox)_embed\.": r"queries.base.head.\1_embed.",
+    r"^transformer\.(enc_output|enc_output_norm)\.": r"queries.base.features.\1.",
+    r"^transformer\.tgt_embed\.weight$": "queries.base.init.embed.weight",
+    r"^label_enc\.weight$": "queries.label_embed.weight",
+}
+
+FAMILIES = {"deformable_detr": DEFORMABLE_DETR, "dino": DINO, "lite_dino": DINO}
+
+DERIVED = re.compile(r"(num_batches_tracked|relative_position_index|total_params|total_ops)$")
+"""Entries that hold no weights: counters, tables that follow from the architecture, leftovers of FLOP counters."""
+
+
+def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """A family's official state dict under our key names, complete for a strict load.
+
+    Args:
+        state_dict: as the paper's repository saves it, with or without the prefix "module." of its wrapper.
+        family: a key of FAMILIES.
+
+    Raises:
+        ConfigError: there is no table for the family.
+        KeyError: keys that this family does not have, listed together.
+    """
+    table, converted, unknown = _table(family), {}, []
+    for key, value in state_dict.items():
+        key = key.removeprefix("module.")
+        if DERIVED.search(key):
+            continue
+        rules = [rule for rule in table.items() if re.match(rule[0], key)]
+        if len(rules) != 1:
+            unknown.append(key)
+        elif rules[0][1] is not None:
+            converted[re.sub(*rules[0], key)] = value
+    if unknown:
+        more = f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""
+        raise KeyError(f"not keys of an official {family} checkpoint: {', '.join(unknown[:12])}{more}")
+    return converted
+
+
+def _table(family: str) -> dict[str, str | None]:
+    if family not in FAMILIES:
+        raise ConfigError(f"official_keys = '{family}': there is no such key table; {nearest(family, FAMILIES)}")
+    return FAMILIES[family]

@@ -1,0 +1,47 @@
+"""From a detector's output to boxes in pixels."""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from models.registry import PARTS
+from models.structures import DetectorOutput
+from util.box_ops import cxcywh_to_xyxy
+
+
+@PARTS.register
+class SigmoidTopK:
+    """The best (query, class) pairs of each picture; one query may answer with several classes.
+
+    Args:
+        num_select: detections per picture.
+        nms_iou: detections of one class that overlap a better one by more are dropped; None keeps all, as DETRs do.
+    """
+
+    def __init__(self, num_select: int = 100, nms_iou: float | None = None):
+        self.num_select, self.nms_iou = num_select, nms_iou
+
+    @torch.no_grad()
+    def __call__(self, output: DetectorOutput, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """Detections of every picture.
+
+        Args:
+            output: from a detector.
+            sizes: (B, 2), height and width of each picture before any resizing.
+
+        Returns:
+            per picture `scores` (n,) from high to low, `labels` (n,), `boxes` (n, 4) as x0, y0, x1, y1 in pixels.
+        """
+        scores = output.logits.float().sigmoid().flatten(1)
+        scores, index = scores.topk(min(self.num_select, scores.shape[1]), dim=1)
+        labels = index % output.logits.shape[-1]
+        query = index // output.logits.shape[-1]
+        height, width = sizes.to(scores.device).unbind(1)
+        boxes = cxcywh_to_xyxy(output.boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
+        boxes = boxes * torch.stack([width, height, width, height], 1)[:, None]
+        results = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
+        return results if self.nms_iou is None else [self._suppressed(result) for result in results]
+
+    def _suppressed(self, result: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = batched_nms(result["boxes"], result["scores"], result["labels"], self.nms_iou)
+        return {name: values[kept] for name, values in result.items()}

@@ -1,0 +1,1 @@
+"""Query makers: (memory, targets) -> (Queries, what they want to be supervised on, by site)."""

@@ -1,0 +1,30 @@
+"""Queries that are learned and the same for every picture."""
+
+from torch import Tensor, nn
+
+from models.registry import PARTS
+from models.structures import Pyramid, Queries, QueryGroup
+
+
+@PARTS.register
+class LearnedPointQueries(nn.Module):
+    """Deformable DETR's queries: position, content, and a reference point read off the position (section 4.2).
+
+    Args:
+        num_queries: how many.
+        d_model: channels of position and of content.
+    """
+
+    def __init__(self, num_queries: int, d_model: int):
+        super().__init__()
+        self.groups = (QueryGroup("matching", num_queries),)
+        self.embed = nn.Embedding(num_queries, 2 * d_model)
+        self.reference_points = nn.Linear(d_model, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Pyramid, targets: list[dict] | None) -> tuple[Queries, dict]:
+        """The same queries for each of the B pictures."""
+        pos, content = self.embed.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
+        reference: Tensor = self.reference_points(pos).float().sigmoid()
+        return Queries(content, pos, reference, self.groups), {}

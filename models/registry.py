@@ -1,0 +1,5 @@
+"""Where every part of a detector and of its criterion is known by name."""
+
+from util.registry import Registry
+
+PARTS = Registry("part")

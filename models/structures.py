@@ -1,0 +1,225 @@
+"""The handful of types that travel between the parts of a detector.
+
+Letters in shapes: B pictures, L levels, S tokens of all levels together, Q queries, C channels, K classes, T targets,
+N decoder layers.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+def padding_of(extents: tuple[tuple[int, int], ...], shape: tuple[int, int], device) -> Tensor:
+    """(B, H, W) bool, True outside the (h, w) that each picture covers of a map of this shape."""
+    h, w = torch.tensor(extents, device=device)[:, :, None, None].unbind(1)
+    y, x = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
+    return (y[:, None] >= h) | (x >= w)
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """What a transformer part reads: one sequence of tokens per picture.
+
+    Attributes:
+        tokens: (B, S, C).
+        pos: (B, S, C), the position encoding of every token; never part of `tokens`.
+        padding: (B, S) bool, True where the token lies outside its picture.
+    """
+
+    tokens: Tensor
+    pos: Tensor
+    padding: Tensor
+
+    def with_tokens(self, tokens: Tensor) -> "TokenSet":
+        """The same set with other features."""
+        return replace(self, tokens=tokens)
+
+
+@dataclass(frozen=True)
+class Pyramid(TokenSet):
+    """Tokens of several feature maps, flattened row by row, finest level first, and the geometry that belongs to them.
+
+    Attributes:
+        shapes: ((H, W), ...) of the padded maps; S is the sum of H * W.
+        extents: per picture and level (h, w), the part of the map that is not padding. Plain numbers, like the shapes:
+            whatever follows from them is known without asking the device.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    extents: tuple[tuple[tuple[int, int], ...], ...]
+
+    @cached_property
+    def valid_sizes(self) -> Tensor:
+        """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
+        sizes = [[(w, h) for h, w in levels] for levels in self.extents]
+        return torch.tensor(sizes, dtype=torch.float32, device=self.tokens.device)
+
+    @cached_property
+    def valid_ratios(self) -> Tensor:
+        """(B, L, 2): the share of each padded map's width and height that is not padding."""
+        return self.valid_sizes / self.valid_sizes.new_tensor([(w, h) for h, w in self.shapes])
+
+    def centers(self) -> Tensor:
+        """(B, S, 2): x, y of every token's centre, relative to its picture's unpadded part of its own level."""
+        return self._pixel_centers() / self._per_token(self.valid_sizes)
+
+    def anchors(self) -> tuple[Tensor, Tensor]:
+        """A box per token, 0.05 * 2^level wide and high (Deformable DETR, appendix A.4).
+
+        Returns:
+            logits: (B, S, 4), the inverse sigmoid of cx, cy, w, h; +inf for unusable tokens, whose box is (1, 1, 1, 1)
+                whatever a head adds.
+            usable: (B, S) bool: not padding, and every number of the box strictly inside (0.01, 0.99).
+        """
+        sizes = [0.05 * 2.0**level for level in range(len(self.shapes))]
+        sizes = self._per_token(self.valid_sizes.new_tensor(sizes)[None, :, None].expand(len(self.tokens), -1, 2))
+        boxes = torch.cat([self.centers(), sizes], -1)
+        usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~self.padding
+        logits = torch.log(boxes / (1 - boxes))
+        return logits.masked_fill(~usable[..., None], float("inf")), usable
+
+    def on_levels(self, reference: Tensor) -> Tensor:
+        """(B, Q, 2 or 4) points or boxes relative to the picture -> (B, Q, L, 2 or 4), relative to each padded map."""
+        ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
+        return reference[:, :, None] * ratios[:, None]
+
+    def coarsest(self, levels: int) -> slice:
+        """The tokens of the last `levels` levels, those of lowest resolution."""
+        return slice(sum(h * w for h, w in self.shapes[: len(self.shapes) - levels]), None)
+
+    def _per_token(self, per_level: Tensor) -> Tensor:
+        """(B, L, X) -> (B, S, X): every token gets its level's row."""
+        return torch.cat([per_level[:, i : i + 1].expand(-1, h * w, -1) for i, (h, w) in enumerate(self.shapes)], 1)
+
+    def _pixel_centers(self) -> Tensor:
+        """(S, 2): x, y of every token's centre, in tokens of its own level."""
+        device, dtype = self.valid_sizes.device, self.valid_sizes.dtype
+        maps = []
+        for h, w in self.shapes:
+            y = torch.arange(h, device=device, dtype=dtype) + 0.5
+            x = torch.arange(w, device=device, dtype=dtype) + 0.5
+            maps.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1))
+        return torch.cat(maps)
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """A run of neighbouring queries that are supervised alike.
+
+    Attributes:
+        name: the supervision site ("matching", "denoising", "one2many"); several groups may share it.
+        size: how many queries.
+        private: only members of this very group may attend to its queries.
+    """
+
+    name: str
+    size: int
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What a decoder starts from.
+
+    Attributes:
+        content: (B, Q, C).
+        pos: (B, Q, C), or None where the decoder derives it from the boxes.
+        reference: (B, Q, 2 or 4) in (0, 1), or None in detectors without reference points.
+        groups: in the order in which they stand in the sequence.
+    """
+
+    content: Tensor
+    pos: Tensor | None
+    reference: Tensor | None
+    groups: tuple[QueryGroup, ...]
+
+    def attention_mask(self) -> Tensor | None:
+        """(Q, Q) bool, True where the row's query may not attend to the column's; None where all may see all."""
+        if not any(group.private for group in self.groups):
+            return None
+        owner, private = [], []
+        for index, group in enumerate(self.groups):
+            owner += [index] * group.size
+            private += [group.private] * group.size
+        owner = torch.tensor(owner, device=self.content.device)
+        return torch.tensor(private, device=self.content.device) & (owner[:, None] != owner)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Class logits (..., Q, K) and boxes (..., Q, 4) as cx, cy, w, h in (0, 1)."""
+
+    logits: Tensor
+    boxes: Tensor
+
+    @classmethod
+    def stack(cls, layers: list["Detections"]) -> "Detections":
+        """(B, Q, ...) of N layers -> (N, B, Q, ...)."""
+        return cls(torch.stack([d.logits for d in layers]), torch.stack([d.boxes for d in layers]))
+
+    def __getitem__(self, index) -> "Detections":
+        return Detections(self.logits[index], self.boxes[index])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Where a deformable attention looked.
+
+    Attributes:
+        locations: (B, Q, heads, L, points, 2), x and y relative to each padded map.
+        weights: (B, Q, heads, L, points), or None where they exist only inside the op (key-aware attention).
+    """
+
+    locations: Tensor
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What a detector returns.
+
+    Attributes:
+        decoder: (N, B, Q, ...), the predictions after every decoder layer for all groups of queries.
+        groups: the queries' groups, in order.
+        seen: further detections that can be supervised, by site: "proposals" (1, B, Q', ...), "encoder" (N', B, ...).
+        aux: tensors and the like by name, for losses that need more than detections and for people who look inside.
+    """
+
+    decoder: Detections
+    groups: tuple[QueryGroup, ...]
+    seen: dict[str, Detections] = field(default_factory=dict)
+    aux: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, decoder: Detections, groups: tuple[QueryGroup, ...], *extras: dict) -> "DetectorOutput":
+        """Sorts what the parts returned beside their main result: detections to `seen`, everything else to `aux`."""
+        items = [item for extra in extras for item in extra.items()]
+        seen = {name: value for name, value in items if isinstance(value, Detections)}
+        return cls(decoder, groups, seen, {name: value for name, value in items if name not in seen})
+
+    def sites(self) -> dict[str, Detections]:
+        """{site: (N, B, Q, ...)}: all that can be supervised. Neighbouring groups of one name are one site."""
+        found, start = {}, 0
+        for name, groups in groupby(self.groups, key=lambda group: group.name):
+            size = sum(group.size for group in groups)
+            found[name] = self.decoder[:, :, start : start + size]
+            start += size
+        return {**found, **self.seen}
+
+    @property
+    def answer(self) -> Detections:
+        """(B, Q, ...): the last layer's predictions of the matching queries, which are what the detector answers."""
+        return self.sites()["matching"][-1]
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, Q, K)."""
+        return self.answer.logits
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, Q, 4) as cx, cy, w, h in (0, 1)."""
+        return self.answer.boxes

@@ -1,0 +1,159 @@
+"""Our models against recordings of the papers' own code: checkpoint, outputs, losses, gradients, multiply-adds."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from models import build_criterion, build_postprocessor
+from models.official_keys import convert_official
+from models.queries.proposals import TopKProposals
+from tests.golden import Recording, picture, recordings
+from util.flops import count_gmacs
+
+STEP = 6  # the recordings keep every sixth row
+
+
+@pytest.fixture(params=recordings())
+def recording(request):
+    return Recording(request.param)
+
+
+def impose_order(monkeypatch, recording):
+    """Neighbours in a top-k may differ by less than rounding noise: takes the recorded order where there is one.
+
+    Checks first that the recorded tokens are as good a choice by our scores.
+    """
+    if "encoder_topk_index" not in recording.arrays:
+        return
+    recorded = torch.from_numpy(recording.arrays["encoder_topk_index"].astype(np.int64))
+
+    def choose(self, scores):
+        ours = scores.topk(self.num_queries, dim=1).values
+        torch.testing.assert_close(scores.gather(1, recorded), ours, rtol=0, atol=1e-5)
+        return recorded
+
+    monkeypatch.setattr(TopKProposals, "choose", choose)
+
+
+def tolerance(recording, key):
+    """Ten times the difference between float32 and float64, but no tighter than what rounding may do."""
+    noise = recording.spec["rounding_noise"]
+    return max(10 * noise[key], 1e-5) if isinstance(noise, dict) else 1e-4
+
+
+def assert_rows(ours, recorded, atol):
+    """Compares with every sixth of the rows that were recorded."""
+    ours = ours.detach().numpy()[:, ::STEP][:, : recorded.shape[1]]
+    np.testing.assert_allclose(ours, recorded, rtol=0, atol=atol)
+
+
+def assert_losses(losses, recorded, weights):
+    """Every loss under its official name, and their weighted total."""
+    assert set(losses) <= set(recorded)
+    for name, value in losses.items():
+        assert value.item() == pytest.approx(recorded[name] * weights(name), rel=1e-4, abs=1e-5), name
+    assert sum(losses.values()).item() == pytest.approx(recorded["weighted_total"], rel=1e-4)
+
+
+def official_weight(recording):
+    """{official loss name: its weight}, from the criterion's own parts."""
+    losses = build_criterion(recording.cfg).losses
+    return lambda name: losses[re.match(r"loss_(ce|bbox|giou)", name)[1]].weight
+
+
+def assert_gradients(detector, recording, recorded):
+    """The norm of every parameter's gradient; those that are zero but for rounding are compared absolutely."""
+    ours = {name: p.grad.norm().item() if p.grad is not None else 0.0 for name, p in detector.named_parameters()}
+    floor = 1e-6 * max(recorded.values())
+    compared = set()
+    for key, norm in recorded.items():
+        aliases = [key] + [alias for alias, first in recording.aliases.items() if first == key]
+        names = convert_official(dict.fromkeys(aliases), recording.cfg.official_keys)
+        (name,) = set(names) & set(ours)
+        compared.add(name)
+        assert ours[name] == pytest.approx(norm, rel=1e-3, abs=floor), key
+    assert all(ours[name] == 0 for name in set(ours) - compared)
+
+
+def test_equals_the_papers_code(recording, monkeypatch):
+    """Strict load, parameters, outputs, losses, gradients."""
+    impose_order(monkeypatch, recording)
+    detector = recording.detector()
+    assert sum(p.numel() for p in detector.parameters()) == recording.spec["parameters"]
+
+    output = detector(recording.images())
+    assert_rows(output.logits, recording.arrays["pred_logits"], tolerance(recording, "pred_logits"))
+    assert_rows(output.boxes, recording.arrays["pred_boxes"], tolerance(recording, "pred_boxes"))
+
+    losses, metrics = build_criterion(recording.cfg).eval()(output, recording.targets())
+    assert_losses(losses, recording.spec["losses"], official_weight(recording))
+    assert metrics["class_error"].item() == pytest.approx(recording.spec["losses"]["class_error"], abs=1e-3)
+    assert metrics["cardinality_error"].item() == pytest.approx(recording.spec["losses"]["cardinality_error"])
+
+    sum(losses.values()).backward()
+    assert_gradients(detector, recording, recording.spec["grad_norms"])
+
+
+def test_multiply_adds(recording):
+    """The count of the published tables, within half a percent."""
+    height, width = recording.spec["gmacs"]["size"]
+    gmacs = count_gmacs(recording.detector(), [picture(height, width)])
+    assert gmacs == pytest.approx(recording.spec["gmacs"]["total"], rel=5e-3)
+
+
+DRAWS = {
+    "train": (
+        lambda t: torch.full(t.shape, 0.4),
+        lambda i, low, high: low + i % (high - low),
+    ),
+    "train_b": (
+        lambda t: (torch.arange(t.numel(), dtype=torch.float64) * 0.6180339887498949 % 1).to(t.dtype).view(t.shape),
+        lambda i, low, high: low + (i * i + i // 3) % (high - low),
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize(
+    "name", ["dino/dino_4scale_r50", "lite_dino/lite_dino_r50_h3l1_2p1x3_kda", "lite_dino/lite_dino_r50_h3l1_2p1x3_da"]
+)
+def test_denoising_equals_the_papers_code(name, draw, monkeypatch):
+    """Training with denoising, its random draws replaced by the recorded constants."""
+    recording = Recording(name)
+    impose_order(monkeypatch, recording)
+    rand, randint = DRAWS[draw]
+    monkeypatch.setattr(torch, "rand_like", rand)
+    monkeypatch.setattr(
+        torch,
+        "randint_like",
+        lambda t, low, high: randint(torch.arange(t.numel()), low, high).view(t.shape).to(t.dtype),
+    )
+    detector = recording.detector().train()
+    output = detector(recording.images(), recording.targets())
+    denoised = output.sites()["denoising"][-1]
+    atol = 2 * tolerance(recording, "pred_logits")
+    assert_rows(denoised.logits, recording.arrays[f"{draw}.dn_pred_logits"], atol)
+    assert_rows(denoised.boxes, recording.arrays[f"{draw}.dn_pred_boxes"], atol)
+    assert_rows(output.logits, recording.arrays[f"{draw}.pred_logits"], atol)
+
+    key = draw.replace("train", "losses_train")
+    losses, _ = build_criterion(recording.cfg)(output, recording.targets())
+    assert set(losses) == set(recording.spec["weight_dict"])
+    assert_losses(losses, recording.spec[key], official_weight(recording))
+    sum(losses.values()).backward()
+    assert_gradients(detector, recording, recording.spec[key.replace("losses", "grad_norms")])
+
+
+@pytest.mark.parametrize("name", recordings("deformable_detr"))
+def test_postprocessing(name):
+    """The best detections of a recording, as its own post-processing reports them."""
+    recording = Recording(name)
+    with torch.no_grad():
+        output = recording.detector()(recording.images())
+    results = build_postprocessor(recording.cfg)(output, torch.tensor(recording.spec["sizes"]))
+    for i, result in enumerate(results):
+        np.testing.assert_allclose(result["scores"], recording.arrays["post.scores"][i], atol=1e-5)
+        assert (result["labels"].numpy() == recording.arrays["post.labels"][i]).mean() > 0.95
+        np.testing.assert_allclose(result["boxes"], recording.arrays["post.boxes"][i], atol=1e-2)

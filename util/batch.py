@@ -1,0 +1,69 @@
+"""A batch of pictures of different sizes as one tensor."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@lru_cache(maxsize=65536)
+def _nearest_extent(size: int, full: int, cells: int) -> int:
+    """How many of a row's `cells` lie in a picture `size` of `full` pixels wide, by PyTorch's nearest-neighbour rule."""
+    inside = (torch.arange(full) < size).float()
+    return int(F.interpolate(inside[None, None], size=cells).sum())
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Pictures padded with zeros to the right and at the bottom, to the largest height and width of the batch.
+
+    Attributes:
+        images: (B, 3, H, W) float.
+        padding: (B, H, W) bool, True where there is no picture.
+        sizes: ((h, w), ...) of the pictures without padding, as plain numbers: what depends on sizes alone is computed
+            on the host. Read off `padding` when not given.
+    """
+
+    images: Tensor
+    padding: Tensor
+    sizes: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self):
+        if self.sizes is None:
+            heights, widths = (~self.padding[:, :, 0]).sum(1).tolist(), (~self.padding[:, 0]).sum(1).tolist()
+            object.__setattr__(self, "sizes", tuple(zip(heights, widths, strict=True)))
+
+    @classmethod
+    def of(cls, images: list[Tensor]) -> "ImageBatch":
+        """Pads a list of (3, h, w) tensors. Raises ValueError when the list is empty or a shape does not fit."""
+        if not images or any(image.dim() != 3 for image in images):
+            raise ValueError(f"a batch is a list of (3, h, w) tensors, got shapes {[tuple(i.shape) for i in images]}")
+        sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+        padding = torch.ones(len(images), height, width, dtype=torch.bool, device=batch.device)
+        for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+            batch[i, :, :h, :w] = image
+            padding[i, :h, :w] = False
+        return cls(batch, padding, sizes)
+
+    def extents(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """((h, w), ...): the part of a (height, width) feature map that each picture covers; the rest is padding."""
+        full_height, full_width = self.images.shape[-2:]
+        return tuple(
+            (_nearest_extent(h, full_height, height), _nearest_extent(w, full_width, width)) for h, w in self.sizes
+        )
+
+    def to(self, device, non_blocking: bool = False) -> "ImageBatch":
+        """The same batch on another device."""
+        images = self.images.to(device, non_blocking=non_blocking)
+        return ImageBatch(images, self.padding.to(device, non_blocking=non_blocking), self.sizes)
+
+    def pin_memory(self) -> "ImageBatch":
+        """The same batch in page-locked memory; the data loader calls this."""
+        return ImageBatch(self.images.pin_memory(), self.padding.pin_memory(), self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.images)

@@ -1,0 +1,34 @@
+"""Arithmetic of boxes: (..., 4) as centre x, centre y, width, height, or as the corners x0, y0, x1, y1."""
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Corners of boxes given by centre and size."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Centre and size of boxes given by corners."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def generalized_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    """Generalized IoU (Rezatofighi et al., 2019, algorithm 1) of corner boxes, with broadcasting.
+
+    Args:
+        a, b: (..., 4) corners.
+        eps: added to both denominators.
+
+    Returns:
+        (...) in [-1, 1].
+    """
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    hull_low, hull_high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
+    hull = (hull_high - hull_low).clamp(min=0).prod(-1)
+    return overlap / (union + eps) - (hull - union) / (hull + eps)

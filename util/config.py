@@ -1,0 +1,197 @@
+"""Configs: Python files that inherit, merge, can be overridden by path, and can be written back to a file.
+
+A config file is a Python file of assignments. It is run as code: give only files that you trust.
+
+* `_base_`: a path or a list of paths, relative to the file, merged from left to right before the file itself.
+* Dicts merge key by key. A dict that names another `type` than its base replaces it. Everything else replaces.
+* Names that start with an underscore are the file's own helpers and do not reach the config.
+* `aliases` maps short option names to what they stand for: a path, a list of paths that all receive the value, or
+  `{value: {path: value}}`.
+"""
+
+import ast
+import difflib
+import re
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+
+import addict
+
+WORD = re.compile(r"[\w./:~+-]+")
+CONSTANTS = {"true": True, "false": False, "none": None}
+
+
+class ConfigError(KeyError, AttributeError):
+    """Something in a config or an option is wrong. The message names the file, the key and the remedy."""
+
+    def __str__(self):
+        return str(self.args[0]) if self.args else ""
+
+
+def nearest(name, known) -> str:
+    """A half-sentence that helps with a misspelt name: the closest known one, or all of them."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known here: {', '.join(known)}" if known else "nothing is known here"
+
+
+def where_of(node, key: str = "") -> str:
+    """How messages call a node of a config: `config/x.py: model.encoder`."""
+    file, path = getattr(node, "_where", None) or ("config", "")
+    return f"{file}: {'.'.join(filter(None, (path, key)))}".removesuffix(": ")
+
+
+class ConfigDict(addict.Dict):
+    """A dict whose keys are attributes too. Reading a key that is not there is an error that names the nearest one."""
+
+    _where = None
+
+    def __missing__(self, key):
+        if isinstance(key, str) and key.startswith("__"):
+            raise AttributeError(key)
+        raise ConfigError(f"{where_of(self)}: there is no key '{key}'; {nearest(key, self)}")
+
+    def __setattr__(self, name, value):
+        if name == "_where":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+def _place(node, file: str, path: str = ""):
+    """Tells every dict under `node` where it stands."""
+    if isinstance(node, ConfigDict):
+        node._where = (file, path)
+        for key, value in node.items():
+            _place(value, file, f"{path}.{key}" if path else str(key))
+
+
+def merge(base, child):
+    """`child` over `base`, by the rules at the head of this file. Neither is changed."""
+    if not (isinstance(base, Mapping) and isinstance(child, Mapping)):
+        return child
+    if "type" in child and child["type"] != base.get("type", child["type"]):
+        return dict(child)
+    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in child.items()}}
+
+
+def _read(path: Path, chain: tuple = ()) -> dict:
+    """One file and its bases, merged."""
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"{path}: _base_ leads back to this file: {' -> '.join(p.name for p in (*chain, path))}")
+    if not path.is_file():
+        asked = f" (_base_ of {chain[-1]})" if chain else "; configs lie under config/"
+        raise ConfigError(f"{path}: there is no such config file{asked}")
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be run as a config: {type(error).__name__}: {error}") from error
+    bases = names.get("_base_", [])
+    merged = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, _read(path.parent / base, (*chain, path)))
+    return merge(merged, {name: value for name, value in names.items() if not name.startswith("_")})
+
+
+def _check_plain(value, file: str, path: str):
+    """A config holds plain values only, so that it can be written back and read again."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, file, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, file, path)
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ConfigError(
+            f"{file}: {path} is a {type(value).__name__}; a config holds dicts, lists, strings and numbers only. "
+            "Helpers start with an underscore"
+        )
+
+
+def parse_value(text: str, name: str = "value"):
+    """The literal that an option's text stands for. Never runs code.
+
+    Numbers, strings, lists, tuples, dicts; true, false and none in any case; a bare word or path is a string.
+    """
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if WORD.fullmatch(text) or text == "":
+            return text
+    raise ConfigError(f"--options {name}={text}: not a literal. Quote it if a string is meant: {name}=\"'...'\"")
+
+
+def parse_options(pairs: list[str] | None) -> dict:
+    """['a.b=3', 'c=[1, 2]'] -> {'a.b': 3, 'c': [1, 2]}."""
+    options = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--options {pair}: expected name=value")
+        options[name] = parse_value(text, name)
+    return options
+
+
+def _expand_alias(cfg: ConfigDict, name: str, value):
+    """What an option stands for: pairs of a path and a value."""
+    target = cfg.get("aliases", {}).get(name)
+    if target is None:
+        return [(name, value)]
+    if isinstance(target, str):
+        return [(target, value)]
+    if isinstance(target, Mapping):
+        if value not in target:
+            raise ConfigError(f"{where_of(cfg)}: option {name}={value!r} is none of {list(target)}")
+        return list(target[value].items())
+    return [(path, value) for path in target]
+
+
+def _set_path(cfg: ConfigDict, path: str, value):
+    """Overrides one value. The path must exist: options choose, they do not invent."""
+    *parents, leaf = path.split(".")
+    node = cfg
+    for step, key in enumerate([*parents, leaf]):
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{where_of(cfg, '.'.join(parents[:step]))} is {node!r}; it holds no '{key}'")
+        if key not in node:
+            known = [*node, *(cfg.get("aliases", {}) if node is cfg else ())]
+            raise ConfigError(f"{where_of(node)}: no '{key}' for option '{path}'; {nearest(key, known)}")
+        parent, node = node, node[key]
+    parent[leaf] = merge(node, value)
+
+
+def load_config(path, options: Mapping | None = None) -> ConfigDict:
+    """Reads a config file with its bases and overrides.
+
+    Args:
+        path: a Python file.
+        options: {path or alias: value}, for instance {"model.encoder.num_layers": 3}.
+
+    Raises:
+        ConfigError: no such file, a circle of bases, a value that is not plain, a path that does not exist.
+    """
+    path = Path(path)
+    values = _read(path)
+    _check_plain(values, str(path), "")
+    cfg = ConfigDict(values)
+    _place(cfg, str(path))
+    for name, value in (options or {}).items():
+        for target, chosen in _expand_alias(cfg, name, value):
+            _set_path(cfg, target, chosen)
+    cfg = ConfigDict(cfg.to_dict())
+    _place(cfg, str(path))
+    return cfg
+
+
+def dump_config(cfg: ConfigDict) -> str:
+    """The config as Python text that `load_config` reads back to the same values."""
+    from yapf.yapf_api import FormatCode
+
+    lines = "\n".join(f"{key} = {value!r}" for key, value in cfg.to_dict().items())
+    return FormatCode(lines + "\n", style_config={"based_on_style": "pep8", "column_limit": 120})[0]

@@ -1,0 +1,91 @@
+"""Several processes as one: set-up from the environment, and the few exchanges that training needs."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def init_processes(device: str):
+    """Joins the process group that the launcher announced in the environment; does nothing in a single process.
+
+    Reads RANK, WORLD_SIZE and LOCAL_RANK (torchrun, torch.distributed.launch) or SLURM_PROCID, SLURM_NTASKS and
+    SLURM_LOCALID (srun). Uses nccl on CUDA and gloo elsewhere.
+    """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
+        return
+    if device == "cuda":
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
+
+
+def leave_processes():
+    """Ends what `init_processes` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 when it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its own machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and talks."""
+    return rank() == 0
+
+
+def barrier():
+    """Waits until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; itself in a single one."""
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def mean_dict(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over all processes of scalars that every process has under the same names, as plain numbers."""
+    names = sorted(values)
+    stacked = mean_over_processes(torch.stack([values[name].detach().float() for name in names]))
+    return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def gather(value) -> list:
+    """What every process has, in order of their numbers. `value` must be picklable; it never leaves these processes."""
+    if world_size() == 1:
+        return [value]
+    gathered = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast(value):
+    """The main process's value, in every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

@@ -1,0 +1,54 @@
+"""Multiply-adds, counted as the papers' tables count them."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+aten = torch.ops.aten
+
+
+def _five_per_element(x_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * 5 * torch.Size(x_shape).numel()
+
+
+def _four_per_element(x_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * 4 * torch.Size(out_shape).numel()
+
+
+# In units of two operations per multiply-add, like the formulas that FlopCounterMode brings.
+CONVENTION = {
+    aten.native_layer_norm: _five_per_element,
+    aten.native_group_norm: _five_per_element,
+    aten.grid_sampler_2d: _four_per_element,
+}
+
+
+def count_gmacs(detector: nn.Module, images: list[Tensor]) -> float:
+    """Multiply-adds of one forward pass, in 10^9.
+
+    Counts as fvcore does, which is what published tables hold: convolutions and matrix products one per multiply-add
+    (attention's two products included), bilinear samples four per number, layer and group norms five per element,
+    everything else nothing. Runs on shapes alone: no device, kernel or backend changes the count.
+
+    Args:
+        detector: any module that takes a list of pictures.
+        images: list of (3, h, w) tensors; only their sizes matter.
+
+    Returns:
+        10^9 multiply-adds of the whole batch.
+    """
+    return sum(count_by_part(detector, images).values())
+
+
+def count_by_part(detector: nn.Module, images: list[Tensor]) -> dict[str, float]:
+    """The same, for each of the module's children, in 10^9."""
+    tensors = {**dict(detector.named_parameters()), **dict(detector.named_buffers())}
+    meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    images = [torch.empty_like(image, device="meta") for image in images]
+    # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
+    with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
+        functional_call(detector, meta, (images,))
+    counts, root = counter.get_flop_counts(), type(detector).__name__
+    parts = {name: counts.get(f"{root}.{name}", {}) for name, _ in detector.named_children()}
+    return {name: sum(part.values()) / 2e9 for name, part in parts.items()}
