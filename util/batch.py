@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 @lru_cache(maxsize=65536)
 def _nearest_extent(size: int, full: int, cells: int) -> int:
-    """How many of a row's `cells` lie in a picture `size` of `full` pixels wide, by PyTorch's nearest-neighbour rule."""
+    """How many of `cells` lie in the first `size` of `full` pixels, by PyTorch's nearest-neighbour rule."""
     inside = (torch.arange(full) < size).float()
     return int(F.interpolate(inside[None, None], size=cells).sum())
 

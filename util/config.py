@@ -191,7 +191,7 @@ def load_config(path, options: Mapping | None = None) -> ConfigDict:
 
 def dump_config(cfg: ConfigDict) -> str:
     """The config as Python text that `load_config` reads back to the same values."""
-    from yapf.yapf_api import FormatCode
+    from yapf.yapflib.yapf_api import FormatCode
 
     lines = "\n".join(f"{key} = {value!r}" for key, value in cfg.to_dict().items())
     return FormatCode(lines + "\n", style_config={"based_on_style": "pep8", "column_limit": 120})[0]

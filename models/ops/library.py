@@ -1,32 +1,103 @@
-"""The two attentions as operators of PyTorch: their signatures, the shapes they return and what they cost.
+"""The two attentions as operators of PyTorch: their signatures, the shapes they return, their gradients, their cost.
 
-Compiled kernels attach themselves here. Tensors on the meta device, which have shapes and no values, pass through these
-operators always, so that counting multiply-adds computes nothing.
+Compiled kernels attach themselves to these operators. Tensors on the meta device, which have shapes and no values, pass
+through them always, so that counting multiply-adds computes nothing.
 """
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+Shapes = tuple[tuple[int, int], ...]
+
+# Shapes travel as one flat list: height, width, height, width, ...; no key means that the values are the keys.
+PLAIN = "Tensor value, int[] shapes, Tensor locations, Tensor weights"
+AWARE = "Tensor query, Tensor? key, Tensor value, int[] shapes, Tensor locations"
 LIBRARY = torch.library.Library("leandetr", "DEF")
-LIBRARY.define("ms_deform_attn(Tensor value, int[] shapes, Tensor locations, Tensor weights) -> Tensor")
-LIBRARY.define(
-    "key_aware_deform_attn(Tensor query, Tensor key, Tensor value, int[] shapes, Tensor locations) -> Tensor"
-)
+LIBRARY.define(f"ms_deform_attn({PLAIN}) -> Tensor")
+LIBRARY.define(f"ms_deform_attn_backward(Tensor grad, {PLAIN}) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(f"key_aware_deform_attn({AWARE}) -> Tensor")
+LIBRARY.define(f"key_aware_deform_attn_backward(Tensor grad, {AWARE}) -> (Tensor, Tensor, Tensor, Tensor)")
+operators = torch.ops.leandetr
+
+
+def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The operator; arguments as in `models.ops.ms_deform_attn`."""
+    return operators.ms_deform_attn(value, _flat(shapes), locations, weights)
+
+
+def key_aware_deform_attn(query: Tensor, key: Tensor, value: Tensor, shapes: Shapes, locations: Tensor) -> Tensor:
+    """The operator; arguments as in `models.ops.key_aware_deform_attn`."""
+    return operators.key_aware_deform_attn(query, None if key is value else key, value, _flat(shapes), locations)
+
+
+def _flat(shapes: Shapes) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+# --------------------------------------------------------------------------------------------------------------- shapes
+
+
+def _answer(value: Tensor, locations: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
 @torch.library.register_fake("leandetr::ms_deform_attn")
-def _ms_deform_attn_shape(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    N, _, M, D = value.shape
-    return value.new_empty(N, locations.shape[1], M * D)
+def _(value, shapes, locations, weights):
+    return _answer(value, locations)
+
+
+@torch.library.register_fake("leandetr::ms_deform_attn_backward")
+def _(grad, value, shapes, locations, weights):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (value, locations, weights))
 
 
 @torch.library.register_fake("leandetr::key_aware_deform_attn")
-def _key_aware_deform_attn_shape(
-    query: Tensor, key: Tensor, value: Tensor, shapes: list[int], locations: Tensor
-) -> Tensor:
-    N, _, M, D = value.shape
-    return value.new_empty(N, locations.shape[1], M * D)
+def _(query, key, value, shapes, locations):
+    return _answer(value, locations)
+
+
+@torch.library.register_fake("leandetr::key_aware_deform_attn_backward")
+def _(grad, query, key, value, shapes, locations):
+    inputs = (query, value.new_empty(0) if key is None else key, value, locations)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+
+
+def _remember_plain(ctx, inputs, output):
+    value, ctx.shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _plain_gradients(ctx, grad):
+    value, locations, weights = ctx.saved_tensors
+    grads = operators.ms_deform_attn_backward(grad, value, ctx.shapes, locations, weights)
+    return grads[0], None, grads[1], grads[2]
+
+
+def _remember_aware(ctx, inputs, output):
+    query, key, value, ctx.shapes, locations = inputs
+    ctx.has_key = key is not None
+    ctx.save_for_backward(query, value, locations, *([key] if ctx.has_key else []))
+
+
+def _aware_gradients(ctx, grad):
+    query, value, locations, *key = ctx.saved_tensors
+    key = key[0] if ctx.has_key else None
+    grads = operators.key_aware_deform_attn_backward(grad, query, key, value, ctx.shapes, locations)
+    return grads[0], grads[1] if ctx.has_key else None, grads[2], None, grads[3]
+
+
+torch.library.register_autograd("leandetr::ms_deform_attn", _plain_gradients, setup_context=_remember_plain)
+torch.library.register_autograd("leandetr::key_aware_deform_attn", _aware_gradients, setup_context=_remember_aware)
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+# In two operations per multiply-add, as torch.utils.flop_counter counts everywhere. A bilinear sample is four
+# multiply-adds. Weighing the samples is elementwise in the papers' plain attention and counts nothing there; in their
+# key-aware attention it is two matrix products, and keys and values are sampled separately.
 
 
 def _samples(value_shape, locations_shape) -> int:
@@ -35,18 +106,11 @@ def _samples(value_shape, locations_shape) -> int:
     return N * Q * M * L * P * value_shape[-1]
 
 
-# Formulas count two operations per multiply-add, as torch.utils.flop_counter does everywhere. A bilinear sample is four
-# multiply-adds; weighing the samples is elementwise in the papers' plain attention and not counted there, but it is two
-# matrix products in their key-aware attention, which also samples keys and values separately.
-
-
-@register_flop_formula(torch.ops.leandetr.ms_deform_attn)
-def _ms_deform_attn_flops(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None, **kwargs) -> int:
+@register_flop_formula(operators.ms_deform_attn)
+def _(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 4 * _samples(value_shape, locations_shape)
 
 
-@register_flop_formula(torch.ops.leandetr.key_aware_deform_attn)
-def _key_aware_flops(
-    query_shape, key_shape, value_shape, shapes, locations_shape, *args, out_shape=None, **kwargs
-) -> int:
+@register_flop_formula(operators.key_aware_deform_attn)
+def _(query_shape, key_shape, value_shape, shapes, locations_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * (2 * 4 + 2) * _samples(value_shape, locations_shape)

@@ -1,12 +1,17 @@
 """Deformable attention as the models call it: checks the arguments and picks the fastest backend that serves them."""
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.ops import reference
+from models.ops import library, reference
+
+MAX_SAMPLES = 128
+"""Levels times points that the compiled kernels take."""
 
 
 @dataclass(frozen=True)
@@ -14,41 +19,49 @@ class Backend:
     """One way to compute both attentions.
 
     Attributes:
-        serves: whether it can take tensors like this one (its device, its dtype).
+        serves: whether it can take this value and these locations.
         ms_deform_attn: (value, shapes, locations, weights) -> answer.
         key_aware_deform_attn: (query, key, value, shapes, locations) -> answer.
     """
 
-    serves: Callable[[Tensor], bool]
+    serves: Callable[[Tensor, Tensor], bool]
     ms_deform_attn: Callable[..., Tensor]
     key_aware_deform_attn: Callable[..., Tensor]
 
 
-def _operator(name: str) -> Callable[..., Tensor]:
-    """A registered operator, which takes its shapes as one flat list of numbers."""
-    operator = getattr(torch.ops.leandetr, name)
-    at = [argument.name for argument in operator.default._schema.arguments].index("shapes")
+def _compiled(device: str, dtypes: tuple[torch.dtype, ...]) -> Backend:
+    """The compiled kernels of one device."""
 
-    def call(*arguments):
-        flat = [size for shape in arguments[at] for size in shape]
-        return operator(*arguments[:at], flat, *arguments[at + 1 :])
+    def serves(value: Tensor, locations: Tensor) -> bool:
+        _, S, M, D = value.shape
+        fits = D % 4 == 0 and locations.shape[3] * locations.shape[4] <= MAX_SAMPLES and S * M * D < 2**31
+        return value.device.type == device and value.dtype in dtypes and fits
 
-    return call
-
-
-OPERATOR = Backend(lambda tensor: tensor.is_meta, _operator("ms_deform_attn"), _operator("key_aware_deform_attn"))
-BACKENDS: dict[str, Backend] = {}
-"""Fastest first; a compiled backend puts itself before the reference with `register_backend`."""
+    return Backend(serves, library.ms_deform_attn, library.key_aware_deform_attn)
 
 
-def register_backend(name: str, backend: Backend):
-    """Makes a backend known. It is asked before those that were there."""
-    known = {key: value for key, value in BACKENDS.items() if key != name}
-    BACKENDS.clear()
-    BACKENDS.update({name: backend, **known})
+def _find_backends() -> dict[str, Backend]:
+    """What can compute here, fastest first."""
+    found = {}
+    if has_compiled_kernels("CPU"):
+        found["cpu"] = _compiled("cpu", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
+    found["reference"] = Backend(
+        lambda value, locations: True, reference.ms_deform_attn, reference.key_aware_deform_attn
+    )
+    return found
 
 
-register_backend("reference", Backend(lambda tensor: True, reference.ms_deform_attn, reference.key_aware_deform_attn))
+def has_compiled_kernels(device: str) -> bool:
+    """Whether the extension is built and holds kernels for "CPU" or "CUDA"."""
+    for name in ("models.ops.leandetr_ops", "leandetr_ops"):  # built in place, or installed
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+            break
+    return torch._C._dispatch_has_kernel_for_dispatch_key("leandetr::ms_deform_attn", device)
+
+
+SHAPES_ONLY = Backend(lambda value, locations: value.is_meta, library.ms_deform_attn, library.key_aware_deform_attn)
+BACKENDS = _find_backends()
 
 
 def available_backends() -> tuple[str, ...]:
@@ -75,7 +88,7 @@ def ms_deform_attn(value: Tensor, shapes, locations: Tensor, weights: Tensor, ba
     shapes = _checked(value, shapes, locations)
     if weights.shape != locations.shape[:-1]:
         raise ValueError(f"weights {tuple(weights.shape)} do not fit locations {tuple(locations.shape)}")
-    return _pick(backend, value).ms_deform_attn(value, shapes, locations, weights)
+    return _pick(backend, value, locations).ms_deform_attn(value, shapes, locations, weights)
 
 
 def key_aware_deform_attn(
@@ -103,7 +116,7 @@ def key_aware_deform_attn(
         raise ValueError(
             f"query {tuple(query.shape)} does not fit locations {tuple(locations.shape)} and value's width"
         )
-    return _pick(backend, value).key_aware_deform_attn(query, key, value, shapes, locations)
+    return _pick(backend, value, locations).key_aware_deform_attn(query, key, value, shapes, locations)
 
 
 def _checked(value: Tensor, shapes, locations: Tensor) -> reference.Shapes:
@@ -126,13 +139,13 @@ def _checked(value: Tensor, shapes, locations: Tensor) -> reference.Shapes:
     return shapes
 
 
-def _pick(backend: str, value: Tensor) -> Backend:
+def _pick(backend: str, value: Tensor, locations: Tensor) -> Backend:
     if value.is_meta:
-        return OPERATOR
+        return SHAPES_ONLY
     if backend == "auto":
-        return next(candidate for candidate in BACKENDS.values() if candidate.serves(value))
+        return next(candidate for candidate in BACKENDS.values() if candidate.serves(value, locations))
     if backend not in BACKENDS:
         raise ValueError(f"backend '{backend}' is not available here; available: {', '.join(BACKENDS)}")
-    if not BACKENDS[backend].serves(value):
-        raise ValueError(f"backend '{backend}' cannot take {value.dtype} tensors on {value.device}")
+    if not BACKENDS[backend].serves(value, locations):
+        raise ValueError(f"backend '{backend}' cannot take {value.dtype} {tuple(value.shape)} on {value.device}")
     return BACKENDS[backend]

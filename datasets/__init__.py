@@ -1,0 +1,1 @@
+"""Data in COCO format: reading, augmenting, batching, generating and scoring it."""

@@ -1,0 +1,138 @@
+"""COCO average precision of detections, gathered from all processes."""
+
+import contextlib
+import importlib.util
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from datasets.annotations import Annotations
+from util.distributed import broadcast, gather, is_main
+
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve numbers, in the order in which COCOeval gives them. -1 where there is nothing to find."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        numbers: COCO's twelve numbers by name.
+        classes: {category name: (AP, AP50)}; -1 where a category has no object.
+        pictures: how many were evaluated.
+    """
+
+    numbers: dict[str, float]
+    classes: dict[str, tuple[float, float]]
+    pictures: int
+
+    def table(self) -> str:
+        """The numbers and classes as text for people."""
+        pairs = [f"{name:>5} {value:6.3f}" for name, value in self.numbers.items()]
+        lines = ["   ".join(pairs[row : row + 6]) for row in (0, 6)]
+        width = max(len(name) for name in self.classes)
+        lines += [f"{'class':<{width}}     AP   AP50"]
+        lines += [f"{name:<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in self.classes.items()]
+        return "\n".join(lines)
+
+
+class CocoEvaluator:
+    """Collects detections and scores them.
+
+    Args:
+        annotations: of the split; all its pictures count, those without a detection too.
+    """
+
+    def __init__(self, annotations: Annotations):
+        self.annotations = annotations
+        self.categories = np.array([-1 if key is None else key for key in annotations.categories.ids])
+        self.rows = []
+
+    def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]):
+        """Takes a batch of what the post-processing returned, and the targets with their `image_id`."""
+        for result, target in zip(results, targets, strict=True):
+            boxes = result["boxes"].double().cpu().numpy()
+            rows = np.empty((len(boxes), 7))
+            rows[:, 0] = int(target["image_id"])
+            rows[:, 1:3] = boxes[:, :2]
+            rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
+            rows[:, 5] = result["scores"].double().cpu().numpy()
+            rows[:, 6] = self.categories[result["labels"].cpu().numpy()]
+            self.rows.append(rows[rows[:, 6] >= 0])
+
+    def detections(self) -> np.ndarray:
+        """(D, 7) from all processes, by picture: image id, x, y, width, height, score, category id."""
+        rows = np.concatenate([np.empty((0, 7)), *(part for parts in gather(self.rows) for part in parts)])
+        return rows[np.argsort(rows[:, 0], kind="stable")]
+
+    def evaluate(self, detections: np.ndarray) -> Evaluation:
+        """Scores the detections of all processes; the main process computes, all receive."""
+        return broadcast(self._score(detections) if is_main() else None)
+
+    def _score(self, detections: np.ndarray) -> Evaluation:
+        COCO, COCOeval = coco_api()
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO()
+            truth.dataset = self._dataset()
+            truth.createIndex()
+            names = dict(self.annotations.categories.used)
+            if len(detections):
+                found = truth.loadRes(as_coco(detections))
+                run = COCOeval(truth, found, "bbox")
+                run.evaluate()
+                run.accumulate()
+                run.summarize()
+                numbers, precision = [float(value) for value in run.stats[:12]], run.eval["precision"]
+            else:
+                numbers, precision = [0.0] * 12, np.zeros((10, 101, len(names), 4, 3))
+        classes = {}
+        for place, (_, name) in enumerate(sorted(names.items())):
+            curves = precision[:, :, place, 0, -1]
+            known = curves.size and curves[0, 0] > -1
+            classes[name] = (float(curves.mean()), float(curves[0].mean())) if known else (-1.0, -1.0)
+        return Evaluation(dict(zip(NUMBERS, numbers, strict=True)), classes, len(self.annotations))
+
+    def _dataset(self) -> dict:
+        """The truth as the COCO interface wants it. Ids start at 1: it takes 0 for 'not matched'."""
+        found = self.annotations
+        pictures = np.repeat(found.image_ids, np.diff(found.first))
+        columns = zip(pictures, found.boxes, found.category_ids, found.areas, found.crowd, strict=True)
+        return {
+            "info": {},
+            "images": [{"id": int(key)} for key in found.image_ids],
+            "categories": [{"id": key, "name": name} for key, name in found.categories.used],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": int(picture),
+                    "bbox": box.tolist(),
+                    "category_id": int(category),
+                    "area": float(area),
+                    "iscrowd": int(crowd),
+                }
+                for number, (picture, box, category, area, crowd) in enumerate(columns, 1)
+            ],
+        }
+
+
+def as_coco(detections: np.ndarray) -> list[dict]:
+    """(D, 7) rows of `CocoEvaluator.detections` as COCO's results format."""
+    return [
+        {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5].tolist(), "score": float(row[5])}
+        for row in detections
+    ]
+
+
+def coco_api() -> tuple[type, type]:
+    """COCO and COCOeval: of faster-coco-eval where it is installed, which gives the same numbers sooner, else pycocotools'."""
+    if importlib.util.find_spec("faster_coco_eval"):
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        return COCO, COCOeval_faster
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return COCO, COCOeval

@@ -1,0 +1,123 @@
+"""From a config to batches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.annotations import read_annotations
+from datasets.coco import DetectionDataset
+from datasets.samplers import EvalSampler, TrainSampler
+from datasets.shapes import make_shapes
+from datasets.transforms import EvalTransform, TrainTransform
+from util.batch import ImageBatch
+from util.config import ConfigDict, ConfigError, where_of
+from util.distributed import barrier, is_main, rank, world_size
+from util.registry import call
+
+SPLITS = ("train", "val", "test")
+LAYOUTS = """expected one of
+  {root}/{images}/            pictures
+  {root}/images/{images}/     pictures
+and {root}/{annotations}.
+Give the folder with --coco_path, or paths of your own under data.{split} in the config (--options data.{split}.images=...).
+With --coco_path shapes, generated pictures are used."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loader yields.
+
+    Attributes:
+        images: None when none of the batch's pictures could be read.
+        targets: one dict per picture, see DetectionDataset.
+        broken: messages about files that could not be read.
+    """
+
+    images: ImageBatch | None
+    targets: list[dict]
+    broken: list[str]
+
+    @classmethod
+    def of(cls, items: list[tuple]) -> "Batch":
+        """Collates items of a DetectionDataset."""
+        broken = [message for _, target in items for message in target.pop("broken")]
+        items = [item for item in items if item[0] is not None]
+        images = ImageBatch.of([image for image, _ in items]) if items else None
+        return cls(images, [target for _, target in items], broken)
+
+    def to(self, device) -> "Batch":
+        """The same batch on another device."""
+        images = self.images and self.images.to(device, non_blocking=True)
+        targets = [{k: v.to(device, non_blocking=True) for k, v in target.items()} for target in self.targets]
+        return Batch(images, targets, self.broken)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; the data loader calls this."""
+        images = self.images and self.images.pin_memory()
+        return Batch(images, [{k: v.pin_memory() for k, v in target.items()} for target in self.targets], self.broken)
+
+
+def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False) -> DetectionDataset:
+    """A split of the data that `cfg.data` names.
+
+    Args:
+        split: "train", "val" or "test".
+        seed, cached: see DetectionDataset.
+
+    Raises:
+        ConfigError: the folder or the file is not there, or holds no usable annotations.
+    """
+    data = cfg.data
+    node, root = data[split], Path(data.root)
+    if data.root == "shapes":
+        root = Path("data/shapes")
+        if is_main():
+            make_shapes(root)
+        barrier()
+    images = next((path for path in (root / node.images, root / "images" / node.images) if path.is_dir()), None)
+    if images is None:
+        layouts = LAYOUTS.format(root=root, images=node.images, annotations=node.annotations, split=split)
+        raise ConfigError(f"{where_of(node)}: no picture folder {root / node.images}; {layouts}")
+    try:
+        annotations = read_annotations(root / node.annotations, data.categories)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where_of(node)}: {error}") from error
+    training = split == "train"
+    rules, transform = (data.augment, TrainTransform) if training else (data.resize, EvalTransform)
+    transform = call(transform, rules, where=where_of(rules))
+    return DetectionDataset(annotations, images, transform, training, seed, cached)
+
+
+def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Batches of this process's share of a data set; in training shuffled, without a smaller last one.
+
+    Raises:
+        ConfigError: a process has fewer training pictures than one batch.
+    """
+    if dataset.training:
+        sampler = TrainSampler(len(dataset), rank(), world_size(), dataset.seed)
+        if len(sampler) < batch_size:
+            raise ConfigError(
+                f"{dataset.annotations.file}: {len(dataset)} pictures over {world_size()} processes do not fill one batch of "
+                f"{batch_size}; lower --batch_size"
+            )
+    else:
+        sampler = EvalSampler(len(dataset), rank(), world_size())
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=Batch.of,
+        drop_last=dataset.training,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(worker: int):
+    """Workers decode one picture each; threads inside them would only get in each other's way."""
+    torch.set_num_threads(1)

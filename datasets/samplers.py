@@ -1,0 +1,46 @@
+"""Which picture comes when, and to which process."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class TrainSampler(Sampler):
+    """Every picture once an epoch in random order, equally many for every process.
+
+    Yields (index, epoch), which fixes the picture's augmentation too. The order depends on seed and epoch alone. Processes
+    get neighbouring blocks of it; where the pictures do not divide, the first ones come again.
+
+    Args:
+        length: of the data set.
+        rank, world_size: this process and how many there are.
+        seed: of the order.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1, seed: int = 0):
+        self.length, self.rank, self.world_size, self.seed = length, rank, world_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        order += order[: len(self) * self.world_size - self.length]
+        for index in order[self.rank * len(self) : (self.rank + 1) * len(self)]:
+            yield index, self.epoch
+
+
+class EvalSampler(Sampler):
+    """Every picture exactly once over all processes, in order; some processes may get one more than others."""
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1):
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)

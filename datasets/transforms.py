@@ -1,0 +1,139 @@
+"""Augmentation with the papers' constants. Every random number comes from the generator that is handed in."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and its objects on the way from the file to the model.
+
+    Attributes:
+        image: RGB.
+        boxes: (T, 4) float32 corners x0, y0, x1, y1 in pixels, inside the picture.
+        labels: (T,) int64.
+    """
+
+    image: Image.Image
+    boxes: np.ndarray
+    labels: np.ndarray
+
+    def resized(self, scale: int, max_size: int | None) -> "Sample":
+        """The shorter side becomes `scale`, or less where the longer one would pass `max_size`."""
+        width, height = self.image.size
+        new_width, new_height = resized_shape(width, height, scale, max_size)
+        ratio = np.float32([new_width / width, new_height / height] * 2)
+        image = self.image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        return replace(self, image=image, boxes=self.boxes * ratio)
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> "Sample":
+        """A window of the picture, and what is inside it of the boxes."""
+        window = self.image.crop((left, top, left + width, top + height))
+        return replace(self, image=window, boxes=self.boxes - np.float32([left, top] * 2)).clipped()
+
+    def clipped(self) -> "Sample":
+        """Boxes cut to the picture; those that are left without area go."""
+        boxes = self.boxes.clip(0, np.float32(self.image.size * 2))
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return replace(self, boxes=boxes[kept], labels=self.labels[kept])
+
+    def mirrored(self) -> "Sample":
+        """Left and right exchanged."""
+        width = self.image.width
+        boxes = self.boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1]) + np.float32([width, 0, width, 0])
+        return replace(self, image=self.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes=boxes)
+
+    def upended(self) -> "Sample":
+        """Top and bottom exchanged."""
+        height = self.image.height
+        boxes = self.boxes[:, [0, 3, 2, 1]] * np.float32([1, -1, 1, -1]) + np.float32([0, height, 0, height])
+        return replace(self, image=self.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes=boxes)
+
+    def tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The normalised (3, h, w) picture, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w."""
+        width, height = self.image.size
+        pixels = torch.from_numpy(np.array(self.image)).permute(2, 0, 1)
+        image = (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        low, high = self.boxes[:, :2], self.boxes[:, 2:]
+        boxes = np.concatenate([(low + high) / 2, high - low], 1) / np.float32([width, height] * 2)
+        target = {
+            "labels": torch.from_numpy(self.labels),
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+            "size": torch.tensor([height, width]),
+        }
+        return image.contiguous(), target
+
+
+def resized_shape(width: int, height: int, scale: int, max_size: int | None) -> tuple[int, int]:
+    """Width and height after resizing, rounded as the papers' code rounds.
+
+    The shorter side is `scale` exactly, or the rounded length at which the longer one meets `max_size`; the longer side
+    is cut to whole pixels.
+    """
+    short, long = min(width, height), max(width, height)
+    if max_size is not None and long / short * scale > max_size:
+        scale = round(max_size * short / long)
+    if width < height:
+        return scale, int(scale * height / width)
+    return int(scale * width / height), scale
+
+
+class TrainTransform:
+    """Flip, then at even odds a resize, or a resize, a crop and a resize (DETR, A.4).
+
+    Args:
+        scales: lengths of the shorter side to choose from.
+        max_size: of the longer side.
+        crop: None, or dict(scales, min_size, max_size): the picture is resized to one of these scales, and a window
+            whose sides are each drawn from min_size to the smaller of max_size and the picture's side is cut out.
+        flip: how often left and right are exchanged.
+        flip_vertical: how often top and bottom are; 0 in all papers.
+    """
+
+    def __init__(
+        self,
+        scales: tuple[int, ...],
+        max_size: int,
+        crop: dict | None = None,
+        flip: float = 0.5,
+        flip_vertical: float = 0.0,
+    ):
+        if crop is not None and min(crop["scales"]) < crop["min_size"]:
+            raise ValueError(f"crop.min_size={crop['min_size']} is larger than the smallest of {crop['scales']}")
+        self.scales, self.max_size, self.crop = scales, max_size, crop
+        self.flip, self.flip_vertical = flip, flip_vertical
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """One random variant of a sample."""
+        if rng.random() < self.flip:
+            sample = sample.mirrored()
+        if rng.random() < self.flip_vertical:
+            sample = sample.upended()
+        if self.crop is not None and rng.random() < 0.5:
+            sample = self._cropped(sample.resized(int(rng.choice(self.crop["scales"])), None), rng)
+        return sample.resized(int(rng.choice(self.scales)), self.max_size)
+
+    def _cropped(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        low, high = self.crop["min_size"], self.crop["max_size"]
+        width, height = (int(rng.integers(low, min(side, high), endpoint=True)) for side in sample.image.size)
+        left = int(rng.integers(0, sample.image.width - width, endpoint=True))
+        top = int(rng.integers(0, sample.image.height - height, endpoint=True))
+        return sample.cropped(left, top, width, height)
+
+
+class EvalTransform:
+    """One resize: the shorter side to `scale`, the longer at most `max_size`."""
+
+    def __init__(self, scale: int = 800, max_size: int = 1333):
+        self.scale, self.max_size = scale, max_size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The resized sample; nothing is random."""
+        return sample.resized(self.scale, self.max_size)

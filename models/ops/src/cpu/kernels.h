@@ -1,0 +1,624 @@
+// Deformable attention on the CPU, for one instruction set. Included by kernels_*.cpp, each of which sets ISA (a
+// namespace) and WIDTH (floats per vector) and compiles this text for its own processors. Includes no library header that
+// has inline functions: they would be compiled for that processor too, and the linker may keep that version for all.
+//
+// Layouts: value (N, S, M, D), locations (N, Q, M, K, 2), weights (N, Q, M, K), query and answer (N, Q, M, D), where
+// K = levels * points. One head of one query takes K samples; a sample is a weighted sum of four corners of D numbers.
+//
+// Work is ordered by picture, then head, then query. A thread packs the rows of its head side by side, in the type that
+// accumulates, so that all its queries read 1/M of the values, which nearly fits a core's cache, and gradients are summed
+// without conflicts and without rounding in between. Every sample's address and weight arithmetic is done first, K samples
+// side by side; what remains is a loop over 4 * K rows of D numbers.
+
+#include "problem.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace leandetr {
+namespace ISA {
+namespace {
+
+// ------------------------------------------------------------------------------------------------ vectors of numbers
+
+// How W numbers of a storage type T are read and written as a vector of the type A that accumulates. Spelt out for each W
+// by a macro, since compilers want vector types with plain sizes.
+template <typename T, typename A, int W>
+struct Pack;
+template <typename A, int W>
+struct Types;
+
+#define PACKS(W)                                                                                            \
+  template <>                                                                                               \
+  struct Types<float, W> {                                                                                  \
+    typedef float Vector __attribute__((vector_size(W * 4)));                                               \
+    typedef int Integers __attribute__((vector_size(W * 4)));                                               \
+  };                                                                                                        \
+  template <>                                                                                               \
+  struct Pack<float, float, W> {                                                                            \
+    typedef Types<float, W>::Vector Vector;                                                                 \
+    static INLINE Vector load(const float* p) {                                                             \
+      Vector v;                                                                                             \
+      __builtin_memcpy(&v, p, sizeof v);                                                                    \
+      return v;                                                                                             \
+    }                                                                                                       \
+    static INLINE void store(float* p, Vector v) { __builtin_memcpy(p, &v, sizeof v); }                     \
+  };                                                                                                        \
+  /* Rounds to nearest, ties to even; what is not a number stays so. */                                     \
+  template <>                                                                                               \
+  struct Pack<BFloat16, float, W> {                                                                         \
+    typedef Types<float, W>::Vector Vector;                                                                 \
+    typedef unsigned int Words __attribute__((vector_size(W * 4)));                                         \
+    typedef unsigned short Shorts __attribute__((vector_size(W * 2)));                                      \
+    static INLINE Vector load(const BFloat16* p) {                                                          \
+      Shorts s;                                                                                             \
+      __builtin_memcpy(&s, p, sizeof s);                                                                    \
+      return (Vector)(__builtin_convertvector(s, Words) << 16);                                             \
+    }                                                                                                       \
+    static INLINE void store(BFloat16* p, Vector v) {                                                       \
+      const Words w = (Words)v, is_nan = (Words)(v != v);                                                   \
+      const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;                                           \
+      const Words chosen = (is_nan & ((w >> 16) | 0x40)) | (~is_nan & rounded);                             \
+      const Shorts s = __builtin_convertvector(chosen, Shorts);                                             \
+      __builtin_memcpy(p, &s, sizeof s);                                                                    \
+    }                                                                                                       \
+  };                                                                                                        \
+  HALF_PACK(W)
+
+#ifdef __FLT16_MAX__
+#define HALF_PACK(W)                                                                                        \
+  template <>                                                                                               \
+  struct Pack<Float16, float, W> {                                                                          \
+    typedef Types<float, W>::Vector Vector;                                                                 \
+    typedef _Float16 Halves __attribute__((vector_size(W * 2)));                                            \
+    static INLINE Vector load(const Float16* p) {                                                           \
+      Halves h;                                                                                             \
+      __builtin_memcpy(&h, p, sizeof h);                                                                    \
+      return __builtin_convertvector(h, Vector);                                                            \
+    }                                                                                                       \
+    static INLINE void store(Float16* p, Vector v) {                                                        \
+      const Halves h = __builtin_convertvector(v, Halves);                                                  \
+      __builtin_memcpy(p, &h, sizeof h);                                                                    \
+    }                                                                                                       \
+  };
+#else
+#define HALF_PACK(W)
+#endif
+
+PACKS(4)
+#if WIDTH > 4
+PACKS(WIDTH)
+#endif
+
+template <>
+struct Types<double, 4> {
+  typedef double Vector __attribute__((vector_size(32)));
+  typedef long Integers __attribute__((vector_size(32)));
+};
+template <>
+struct Pack<double, double, 4> {
+  typedef Types<double, 4>::Vector Vector;
+  static INLINE Vector load(const double* p) {
+    Vector v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static INLINE void store(double* p, Vector v) { __builtin_memcpy(p, &v, sizeof v); }
+};
+
+#ifdef __clang__
+#define PICK2(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK2(a, b, ...) __builtin_shuffle(a, b, (typename Types<A, W>::Integers){__VA_ARGS__})
+#endif
+
+// Sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...).
+template <typename A, int W>
+struct Neighbours;
+template <typename A>
+struct Neighbours<A, 4> {
+  static constexpr int W = 4;
+  typedef typename Types<A, 4>::Vector Vector;
+  static INLINE Vector add(Vector a, Vector b) { return PICK2(a, b, 0, 2, 4, 6) + PICK2(a, b, 1, 3, 5, 7); }
+};
+template <typename A>
+struct Neighbours<A, 8> {
+  static constexpr int W = 8;
+  typedef typename Types<A, 8>::Vector Vector;
+  static INLINE Vector add(Vector a, Vector b) {
+    return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  }
+};
+template <typename A>
+struct Neighbours<A, 16> {
+  static constexpr int W = 16;
+  typedef typename Types<A, 16>::Vector Vector;
+  static INLINE Vector add(Vector a, Vector b) {
+    return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
+};
+
+// The sum of each of `count` rows of W numbers; `rows` may be read up to a multiple of W rows.
+template <typename A, int W>
+INLINE void sum_rows(const A* rows, int count, A* sums) {
+  typedef Pack<A, A, W> P;
+  typedef typename P::Vector Vector;
+  for (int first = 0; first < count; first += W) {
+    Vector v[W];
+    for (int i = 0; i < W; ++i) v[i] = P::load(rows + (first + i) * W);
+    for (int left = W; left > 1; left /= 2)
+      for (int i = 0; i < left / 2; ++i) v[i] = Neighbours<A, W>::add(v[2 * i], v[2 * i + 1]);
+    P::store(sums + first, v[0]);
+  }
+}
+
+// e^x for x <= 0, within 2 units in the last place; 0 below -87.
+INLINE float exp_of_negative(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  int n = (int)(x * 1.44269504f - 0.5f);
+  float r = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  int bits = (n + 127) << 23;
+  float scale;
+  __builtin_memcpy(&scale, &bits, 4);
+  return y * scale;
+}
+INLINE double exp_of_negative(double x) { return __builtin_exp(x); }
+
+// ---------------------------------------------------------------------------------------------------------- samples
+
+// Where the K samples of one head of one query are, corner by corner: 0 and 1 differ in x, 0 and 2 in y.
+template <typename A>
+struct Samples {
+  int offset[4][MAX_SAMPLES];    // of a corner's row, in numbers from the head's first row
+  A share[4][MAX_SAMPLES];       // of the corner in the sample; 0 outside the map
+  A dx[4][MAX_SAMPLES];          // derivative of the share by x, in units of the map's width; only for gradients
+  A dy[4][MAX_SAMPLES];
+};
+
+// A location that is not a number, or far away, is outside like any other.
+template <typename A, bool GRADIENT>
+INLINE void locate(const Problem& p, const A* locations, Samples<A>& s) {
+  const int row = (int)p.D;
+  for (int k = 0; k < p.K; ++k) {
+    const A w = (A)p.width[k], h = (A)p.height[k];
+    A x = locations[2 * k] * w - (A)0.5, y = locations[2 * k + 1] * h - (A)0.5;
+    const bool inside = (x > (A)-1) & (x < w) & (y > (A)-1) & (y < h);
+    x = inside ? x : (A)0;
+    y = inside ? y : (A)0;
+    const int x0 = (int)(x + (A)1) - 1, y0 = (int)(y + (A)1) - 1;  // floor, since x > -1
+    const A fx = x - (A)x0, fy = y - (A)y0;
+    const A left = inside & (x0 >= 0) ? (A)1 : (A)0, right = inside & (x0 + 1 < p.width[k]) ? (A)1 : (A)0;
+    const A top = y0 >= 0 ? (A)1 : (A)0, bottom = y0 + 1 < p.height[k] ? (A)1 : (A)0;
+    const A wx0 = left * ((A)1 - fx), wx1 = right * fx, wy0 = top * ((A)1 - fy), wy1 = bottom * fy;
+    const int column0 = x0 < 0 ? 0 : x0, column1 = x0 + 1 < p.width[k] ? x0 + 1 : p.width[k] - 1;
+    const int row0 = y0 < 0 ? 0 : y0, row1 = y0 + 1 < p.height[k] ? y0 + 1 : p.height[k] - 1;
+    const int above = p.start[k] + row0 * p.width[k], below = p.start[k] + row1 * p.width[k];
+    s.offset[0][k] = (above + column0) * row;
+    s.offset[1][k] = (above + column1) * row;
+    s.offset[2][k] = (below + column0) * row;
+    s.offset[3][k] = (below + column1) * row;
+    s.share[0][k] = wx0 * wy0;
+    s.share[1][k] = wx1 * wy0;
+    s.share[2][k] = wx0 * wy1;
+    s.share[3][k] = wx1 * wy1;
+    if (GRADIENT) {
+      s.dx[0][k] = -left * wy0 * w;
+      s.dx[1][k] = right * wy0 * w;
+      s.dx[2][k] = -left * wy1 * w;
+      s.dx[3][k] = right * wy1 * w;
+      s.dy[0][k] = -top * wx0 * h;
+      s.dy[1][k] = -top * wx1 * h;
+      s.dy[2][k] = bottom * wx0 * h;
+      s.dy[3][k] = bottom * wx1 * h;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------- one head of one query
+
+// Loops over the 4 * K rows. VECTORS * W of the D numbers are held in registers at a time.
+template <typename A, int W, int VECTORS>
+struct Rows {
+  typedef Pack<A, A, W> P;
+  typedef typename P::Vector Vector;
+  static constexpr int STEP = VECTORS * W;
+
+  // answer = sum of factor[c][k] * row
+  static INLINE void gather(const Problem& p, const A* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
+                            A* answer) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector even[VECTORS] = {}, odd[VECTORS] = {};
+      for (int k = 0; k < p.K; ++k) {
+        for (int c = 0; c < 4; c += 2) {
+          const A *a = rows + s.offset[c][k] + d, *b = rows + s.offset[c + 1][k] + d;
+          const A fa = factor[c][k], fb = factor[c + 1][k];
+          for (int i = 0; i < VECTORS; ++i) even[i] += fa * P::load(a + i * W);
+          for (int i = 0; i < VECTORS; ++i) odd[i] += fb * P::load(b + i * W);
+        }
+      }
+      for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, even[i] + odd[i]);
+    }
+  }
+
+  // products[c][k] = vector . row; `partial` has room for 4 * K + W rows of W numbers
+  static INLINE void multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector, A* partial,
+                              A (*products)[MAX_SAMPLES]) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector r[VECTORS];
+      for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
+      for (int c = 0; c < 4; ++c) {
+        for (int k = 0; k < p.K; ++k) {
+          const A* row = rows + s.offset[c][k] + d;
+          A* sum = partial + (c * p.K + k) * W;
+          Vector v = r[0] * P::load(row);
+          for (int i = 1; i < VECTORS; ++i) v += r[i] * P::load(row + i * W);
+          P::store(sum, d ? P::load(sum) + v : v);
+        }
+      }
+    }
+    A sums[4 * MAX_SAMPLES + W];
+    sum_rows<A, W>(partial, 4 * p.K, sums);
+    for (int c = 0; c < 4; ++c)
+      for (int k = 0; k < p.K; ++k) products[c][k] = sums[c * p.K + k];
+  }
+
+  // row += factor[c][k] * vector
+  static INLINE void scatter(const Problem& p, A* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
+                             const A* vector) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector r[VECTORS];
+      for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
+      for (int k = 0; k < p.K; ++k) {
+        for (int c = 0; c < 4; ++c) {
+          A* row = rows + s.offset[c][k] + d;
+          const A f = factor[c][k];
+          for (int i = 0; i < VECTORS; ++i) P::store(row + i * W, P::load(row + i * W) + f * r[i]);
+        }
+      }
+    }
+  }
+
+  // row += f[c][k] * a + g[c][k] * b
+  static INLINE void scatter_two(const Problem& p, A* rows, const Samples<A>& s, const A (*f)[MAX_SAMPLES], const A* a,
+                                 const A (*g)[MAX_SAMPLES], const A* b) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector va[VECTORS], vb[VECTORS];
+      for (int i = 0; i < VECTORS; ++i) va[i] = P::load(a + d + i * W);
+      for (int i = 0; i < VECTORS; ++i) vb[i] = P::load(b + d + i * W);
+      for (int k = 0; k < p.K; ++k) {
+        for (int c = 0; c < 4; ++c) {
+          A* row = rows + s.offset[c][k] + d;
+          const A fa = f[c][k], fb = g[c][k];
+          for (int i = 0; i < VECTORS; ++i)
+            P::store(row + i * W, P::load(row + i * W) + (fa * va[i] + fb * vb[i]));
+        }
+      }
+    }
+  }
+
+  // samples[k] = the sampled row, products[k] = vector . samples[k]
+  static INLINE void sample_and_multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector,
+                                         A* samples, A* partial, A* products) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector r[VECTORS];
+      for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
+      for (int k = 0; k < p.K; ++k) {
+        const A *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
+        const A *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
+        const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
+        Vector sum = {};
+        for (int i = 0; i < VECTORS; ++i) {
+          const Vector v = (f0 * P::load(c0 + i * W) + f1 * P::load(c1 + i * W)) +
+                           (f2 * P::load(c2 + i * W) + f3 * P::load(c3 + i * W));
+          P::store(samples + k * p.D + d + i * W, v);
+          sum += r[i] * v;
+        }
+        P::store(partial + k * W, d ? P::load(partial + k * W) + sum : sum);
+      }
+    }
+    sum_rows<A, W>(partial, p.K, products);
+  }
+
+  // answer = sum of weights[k] * samples[k]
+  static INLINE void combine(const Problem& p, const A* samples, const A* weights, A* answer) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector sum[VECTORS] = {};
+      for (int k = 0; k < p.K; ++k)
+        for (int i = 0; i < VECTORS; ++i) sum[i] += weights[k] * P::load(samples + k * p.D + d + i * W);
+      for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, sum[i]);
+    }
+  }
+};
+
+// weights = softmax of scale * logits
+template <typename A>
+INLINE void softmax(int count, A scale, A* weights) {
+  A most = weights[0];
+  for (int k = 1; k < count; ++k) most = weights[k] > most ? weights[k] : most;
+  A sum = 0;
+  for (int k = 0; k < count; ++k) weights[k] = exp_of_negative((weights[k] - most) * scale);
+  for (int k = 0; k < count; ++k) sum += weights[k];
+  const A inverse = (A)1 / sum;
+  for (int k = 0; k < count; ++k) weights[k] *= inverse;
+}
+
+// Gradient of the K locations, from gradients of the corners' shares.
+template <typename A>
+INLINE void place_gradient(int count, const Samples<A>& s, const A (*grad_share)[MAX_SAMPLES], A* grad_locations) {
+  for (int k = 0; k < count; ++k) {
+    A x = 0, y = 0;
+    for (int c = 0; c < 4; ++c) {
+      x += s.dx[c][k] * grad_share[c][k];
+      y += s.dy[c][k] * grad_share[c][k];
+    }
+    grad_locations[2 * k] = x;
+    grad_locations[2 * k + 1] = y;
+  }
+}
+
+// --------------------------------------------------------------------------------------------------------- whole heads
+
+// D numbers from one type to the other.
+template <typename T, typename A>
+INLINE void convert(const T* from, A* to, int count) {
+  for (int i = 0; i < count; i += 4) Pack<A, A, 4>::store(to + i, Pack<T, A, 4>::load(from + i));
+}
+template <typename T, typename A>
+INLINE void convert_back(const A* from, T* to, int count) {
+  for (int i = 0; i < count; i += 4) Pack<T, A, 4>::store(to + i, Pack<A, A, 4>::load(from + i));
+}
+
+// A head's rows side by side: its cache lines then spread over the whole cache, which a stride of M * D would not.
+template <typename T, typename A>
+void pack(const Problem& p, const T* value, long n, long m, A* rows) {
+  const T* from = value + (n * p.S * p.M + m) * p.D;
+  for (long t = 0; t < p.S; ++t) convert(from + t * p.M * p.D, rows + t * p.D, p.D);
+}
+template <typename T, typename A>
+void unpack(const Problem& p, const A* rows, long n, long m, T* value) {
+  T* to = value + (n * p.S * p.M + m) * p.D;
+  for (long t = 0; t < p.S; ++t) convert_back(rows + t * p.D, to + t * p.M * p.D, p.D);
+}
+
+// Asks for the cache lines of `count` numbers that will be needed AHEAD queries from now. What belongs to one head lies
+// a stride apart, which processors do not foresee by themselves.
+constexpr long AHEAD = 8;
+template <typename X>
+INLINE void expect(const X* p, long count) {
+  for (long byte = 0; byte < count * (long)sizeof(X); byte += 64) __builtin_prefetch((const char*)p + byte);
+}
+
+template <typename T, typename A, int W, int VECTORS>
+struct Run {
+  typedef Rows<A, W, VECTORS> R;
+
+  // What one thread needs for itself: packed heads, and a few rows.
+  struct Scratch {
+    A *first, *second, *third, *fourth, *samples, *partial, *row, *other;
+    Scratch(const Problem& p, A* memory, int heads) {
+      A** head[4] = {&first, &second, &third, &fourth};
+      for (int i = 0; i < 4; ++i) {
+        *head[i] = memory;
+        memory += i < heads ? p.S * p.D : 0;
+      }
+      samples = memory;
+      partial = samples + MAX_SAMPLES * p.D;
+      row = partial + (4 * MAX_SAMPLES + W) * W;
+      other = row + p.D;
+    }
+  };
+  static long size(const Problem& p, int heads) {
+    return heads * p.S * p.D + (MAX_SAMPLES + 2) * p.D + (4 * MAX_SAMPLES + W) * W;
+  }
+
+  static void plain(const Problem& p, const T* value, const A* locations, const A* weights, T* answer, A* memory,
+                    long begin, long end) {
+    const Scratch own(p, memory, 1);
+    Samples<A> s;
+    for (long at = begin; at < end; ++at) {
+      const long n = at / (p.M * p.Q), m = at / p.Q % p.M, item = (n * p.Q + at % p.Q) * p.M + m;
+      if (at == begin || at % p.Q == 0) pack(p, value, n, m, own.first);
+      const long next = item + AHEAD * p.M;
+      expect(locations + next * p.K * 2, p.K * 2);
+      expect(weights + next * p.K, p.K);
+      expect(answer + next * p.D, p.D);
+      locate<A, false>(p, locations + item * p.K * 2, s);
+      for (int c = 0; c < 4; ++c)
+        for (int k = 0; k < p.K; ++k) s.share[c][k] *= weights[item * p.K + k];
+      R::gather(p, own.first, s, s.share, own.row);
+      convert_back(own.row, answer + item * p.D, p.D);
+    }
+  }
+
+  static void plain_backward(const Problem& p, const T* grad, const T* value, const A* locations, const A* weights,
+                             T* grad_value, A* grad_locations, A* grad_weights, A* memory, long begin, long end) {
+    const Scratch own(p, memory, 2);
+    Samples<A> s;
+    A products[4][MAX_SAMPLES];
+    for (long head = begin; head < end; ++head) {
+      const long n = head / p.M, m = head % p.M;
+      pack(p, value, n, m, own.first);
+      __builtin_memset(own.second, 0, p.S * p.D * sizeof(A));
+      for (long q = 0; q < p.Q; ++q) {
+        const long item = (n * p.Q + q) * p.M + m;
+        const A* w = weights + item * p.K;
+        const long next = item + AHEAD * p.M;
+        expect(locations + next * p.K * 2, p.K * 2);
+        expect(weights + next * p.K, p.K);
+        expect(grad + next * p.D, p.D);
+        expect(grad_locations + next * p.K * 2, p.K * 2);
+        expect(grad_weights + next * p.K, p.K);
+        convert(grad + item * p.D, own.row, p.D);
+        locate<A, true>(p, locations + item * p.K * 2, s);
+        R::multiply(p, own.first, s, own.row, own.partial, products);
+        for (int k = 0; k < p.K; ++k) {
+          A sum = 0;
+          for (int c = 0; c < 4; ++c) sum += s.share[c][k] * products[c][k];
+          grad_weights[item * p.K + k] = sum;
+        }
+        for (int c = 0; c < 4; ++c) {
+          for (int k = 0; k < p.K; ++k) {
+            products[c][k] *= w[k];
+            s.share[c][k] *= w[k];
+          }
+        }
+        place_gradient(p.K, s, products, grad_locations + item * p.K * 2);
+        R::scatter(p, own.second, s, s.share, own.row);
+      }
+      unpack(p, own.second, n, m, grad_value);
+    }
+  }
+
+  static void aware(const Problem& p, const T* query, const T* key, const T* value, const A* locations, T* answer,
+                    A* memory, long begin, long end) {
+    const bool same = key == value;
+    const A scale = (A)1 / (A)__builtin_sqrt((double)p.D);
+    const Scratch own(p, memory, 2);
+    Samples<A> s;
+    A weights[MAX_SAMPLES + W];
+    for (long at = begin; at < end; ++at) {
+      const long n = at / (p.M * p.Q), m = at / p.Q % p.M, item = (n * p.Q + at % p.Q) * p.M + m;
+      if (at == begin || at % p.Q == 0) {
+        pack(p, key, n, m, own.first);
+        if (!same) pack(p, value, n, m, own.second);
+      }
+      const long next = item + AHEAD * p.M;
+      expect(locations + next * p.K * 2, p.K * 2);
+      expect(query + next * p.D, p.D);
+      expect(answer + next * p.D, p.D);
+      convert(query + item * p.D, own.row, p.D);
+      locate<A, false>(p, locations + item * p.K * 2, s);
+      R::sample_and_multiply(p, own.first, s, own.row, own.samples, own.partial, weights);
+      softmax(p.K, scale, weights);
+      if (same) {
+        R::combine(p, own.samples, weights, own.row);
+      } else {
+        for (int c = 0; c < 4; ++c)
+          for (int k = 0; k < p.K; ++k) s.share[c][k] *= weights[k];
+        R::gather(p, own.second, s, s.share, own.row);
+      }
+      convert_back(own.row, answer + item * p.D, p.D);
+    }
+  }
+
+  static void aware_backward(const Problem& p, const T* grad, const T* query, const T* key, const T* value,
+                             const A* locations, T* grad_query, T* grad_key, T* grad_value, A* grad_locations,
+                             A* memory, long begin, long end) {
+    const bool same = key == value;
+    const A scale = (A)1 / (A)__builtin_sqrt((double)p.D);
+    const Scratch own(p, memory, 4);
+    A *keys = own.first, *values = same ? keys : own.third, *grad_values = own.second, *grad_keys = own.fourth;
+    Samples<A> s;
+    A of_query[4][MAX_SAMPLES], of_grad[4][MAX_SAMPLES];  // products at first, then factors
+    A weights[MAX_SAMPLES + W], slope[MAX_SAMPLES];
+    for (long head = begin; head < end; ++head) {
+      const long n = head / p.M, m = head % p.M;
+      pack(p, key, n, m, keys);
+      __builtin_memset(grad_values, 0, p.S * p.D * sizeof(A));
+      if (!same) {
+        pack(p, value, n, m, values);
+        __builtin_memset(grad_keys, 0, p.S * p.D * sizeof(A));
+      }
+      for (long q = 0; q < p.Q; ++q) {
+        const long item = (n * p.Q + q) * p.M + m;
+        const long next = item + AHEAD * p.M;
+        expect(locations + next * p.K * 2, p.K * 2);
+        expect(query + next * p.D, p.D);
+        expect(grad + next * p.D, p.D);
+        expect(grad_query + next * p.D, p.D);
+        expect(grad_locations + next * p.K * 2, p.K * 2);
+        convert(query + item * p.D, own.row, p.D);
+        convert(grad + item * p.D, own.other, p.D);
+        locate<A, true>(p, locations + item * p.K * 2, s);
+        R::multiply(p, keys, s, own.row, own.partial, of_query);
+        R::multiply(p, values, s, own.other, own.partial, of_grad);
+        for (int k = 0; k < p.K; ++k) {
+          A logit = 0, gain = 0;
+          for (int c = 0; c < 4; ++c) {
+            logit += s.share[c][k] * of_query[c][k];
+            gain += s.share[c][k] * of_grad[c][k];
+          }
+          weights[k] = logit;
+          slope[k] = gain;
+        }
+        softmax(p.K, scale, weights);
+        A mean = 0;
+        for (int k = 0; k < p.K; ++k) mean += weights[k] * slope[k];
+        for (int k = 0; k < p.K; ++k) slope[k] = weights[k] * (slope[k] - mean) * scale;  // by query . key
+        for (int c = 0; c < 4; ++c)
+          for (int k = 0; k < p.K; ++k) of_grad[c][k] = weights[k] * of_grad[c][k] + slope[k] * of_query[c][k];
+        place_gradient(p.K, s, of_grad, grad_locations + item * p.K * 2);
+        for (int c = 0; c < 4; ++c) {
+          for (int k = 0; k < p.K; ++k) {
+            of_query[c][k] = s.share[c][k] * slope[k];
+            of_grad[c][k] = s.share[c][k] * weights[k];
+          }
+        }
+        R::gather(p, keys, s, of_query, own.samples);
+        convert_back(own.samples, grad_query + item * p.D, p.D);
+        if (same) {
+          R::scatter_two(p, grad_values, s, of_query, own.row, of_grad, own.other);
+        } else {
+          R::scatter(p, grad_values, s, of_grad, own.other);
+          R::scatter(p, grad_keys, s, of_query, own.row);
+        }
+      }
+      unpack(p, grad_values, n, m, grad_value);
+      if (!same) unpack(p, grad_keys, n, m, grad_key);
+    }
+  }
+};
+
+// Calls the member of Run whose vectors fit D.
+#define CHOOSE(member, ...)                                  \
+  const long vectors = p.D % WIDE ? 0 : p.D / WIDE;          \
+  if (vectors == 0) return Run<T, A, 4, 1>::member(__VA_ARGS__);      \
+  if (vectors % 4 == 0) return Run<T, A, WIDE, 4>::member(__VA_ARGS__); \
+  if (vectors % 2 == 0) return Run<T, A, WIDE, 2>::member(__VA_ARGS__); \
+  return Run<T, A, WIDE, 1>::member(__VA_ARGS__);
+
+template <typename T, typename A, int WIDE>
+struct Fit {
+  static long scratch(const Problem& p, int heads) { CHOOSE(size, p, heads) }
+  static void plain(const Problem& p, const T* value, const A* locations, const A* weights, T* answer, A* memory,
+                    long begin, long end) {
+    CHOOSE(plain, p, value, locations, weights, answer, memory, begin, end)
+  }
+  static void plain_backward(const Problem& p, const T* grad, const T* value, const A* locations, const A* weights,
+                             T* grad_value, A* grad_locations, A* grad_weights, A* memory, long begin, long end) {
+    CHOOSE(plain_backward, p, grad, value, locations, weights, grad_value, grad_locations, grad_weights, memory, begin,
+           end)
+  }
+  static void aware(const Problem& p, const T* query, const T* key, const T* value, const A* locations, T* answer,
+                    A* memory, long begin, long end) {
+    CHOOSE(aware, p, query, key, value, locations, answer, memory, begin, end)
+  }
+  static void aware_backward(const Problem& p, const T* grad, const T* query, const T* key, const T* value,
+                             const A* locations, T* grad_query, T* grad_key, T* grad_value, A* grad_locations,
+                             A* memory, long begin, long end) {
+    CHOOSE(aware_backward, p, grad, query, key, value, locations, grad_query, grad_key, grad_value, grad_locations,
+           memory, begin, end)
+  }
+  static constexpr Kernels<T, A> table = {scratch, plain, plain_backward, aware, aware_backward};
+};
+
+}  // namespace
+
+const Kernels<float, float> float32_kernels = Fit<float, float, WIDTH>::table;
+const Kernels<double, double> float64_kernels = Fit<double, double, 4>::table;
+const Kernels<BFloat16, float> bfloat16_kernels = Fit<BFloat16, float, WIDTH>::table;
+#ifdef __FLT16_MAX__
+const Kernels<Float16, float> float16_kernels = Fit<Float16, float, WIDTH>::table;
+#else
+const Kernels<Float16, float> float16_kernels = {};
+#endif
+
+}  // namespace ISA
+}  // namespace leandetr

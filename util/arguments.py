@@ -1,0 +1,67 @@
+"""The command line of main.py. Imports nothing heavy, so that --help answers at once."""
+
+import argparse
+
+DESCRIPTION = """Trains, evaluates and measures detectors on data in COCO format.
+
+  python main.py -c config/lite_detr/lite_dino_r50_h3l1_2p1x3_kda.py --coco_path COCODIR
+  python main.py -c config/... --coco_path COCODIR --eval --resume checkpoint.pth
+  torchrun --nproc_per_node=8 main.py -c config/...
+  python -m torch.distributed.launch --nproc_per_node=8 main.py -c config/..."""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or a list of words."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-c", "--config_file", required=True, metavar="FILE", help="config of the model; a Python file, run as code")
+    add(
+        "--options",
+        nargs="+",
+        action="extend",
+        metavar="PATH=VALUE",
+        help="override values of the config by path, with literals: model.encoder.num_layers=3",
+    )
+
+    data = parser.add_argument_group("data")
+    add = data.add_argument
+    add("--coco_path", metavar="DIR", help="folder of the data; 'shapes' takes generated pictures (data.root)")
+    add("--batch_size", type=int, metavar="N", help="training pictures per process (data.batch_size)")
+    add("--num_workers", type=int, default=2, metavar="N", help="processes that load pictures (default: 2)")
+    add("--cache_mode", action="store_true", help="keep the encoded pictures in memory")
+
+    weights = parser.add_argument_group("weights")
+    add = weights.add_argument
+    add(
+        "--resume",
+        metavar="FILE|URL|auto",
+        help="continue from a checkpoint, or evaluate it: ours or the papers' own. 'auto': the newest in --output_dir, "
+        "which is also taken when --resume is not given",
+    )
+    add("--pretrain_model_path", metavar="FILE|URL", help="start from what fits of a checkpoint's weights")
+    add(
+        "--finetune_ignore",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="with --pretrain_model_path: leave out weights whose names contain one of these",
+    )
+
+    task = parser.add_argument_group("task (default: train)")
+    add = task.add_argument
+    add("--eval", action="store_true", help="evaluate on the val split and stop")
+    add("--test", action="store_true", help="detect on the test split, write results.json and stop")
+    add("--save_results", action="store_true", help="write the detections of an evaluation as COCO JSON")
+    add("--benchmark", action="store_true", help="measure parameters, multiply-adds and latency first")
+    add("--benchmark_only", action="store_true", help="measure and stop")
+
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    add("--output_dir", metavar="DIR", help="where everything is written (default: output/CONFIG_NAME)")
+    add("--note", default="", metavar="TEXT", help="is written to the log, to recognise a run by")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it; losses stay float32")
+    add("--seed", type=int, default=42, help="of everything random (default: 42)")
+    add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch passes it
+    return parser.parse_args(arguments)

@@ -1,0 +1,153 @@
+"""Checkpoints: written so that a crash destroys nothing, read so that a file can do nothing but fill tensors."""
+
+import argparse
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from util.distributed import barrier, is_main
+
+log = logging.getLogger(__name__)
+
+FORMAT = "leandetr-1"
+SHOWN = 12
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file, what is wrong and what helps."""
+
+
+def save_checkpoint(content: dict, *paths: Path):
+    """Writes the same checkpoint to several files, in the main process. A reader finds the old file or the whole new one.
+
+    Args:
+        content: tensors and plain values only, so that it can be read with weights_only=True.
+    """
+    if not is_main():
+        return
+    for path in paths:
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def read_checkpoint(source: str | Path) -> dict:
+    """Reads a checkpoint of ours, of the papers' repositories or of torchvision, from a file or a URL.
+
+    A URL is downloaded once. Nothing in the file is ever executed: beside tensors and plain values only
+    argparse.Namespace is admitted, which the papers' files contain and which merely holds values.
+
+    Raises:
+        CheckpointError: the file is not there, is damaged, or contains something else.
+    """
+    path = _download(str(source)) if str(source).startswith(("http://", "https://")) else Path(source)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):?\s+(\S+)", str(error))
+        named = f" ({next(filter(None, reason.groups()))})" if reason else ""
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values{named} and is not loaded, since such a file can run code. "
+            "Ask its author for one that holds the weights alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _download(url: str) -> Path:
+    """The file behind a URL, from the cache if it is there. A hash in its name (name-0123abcd.pth) is checked."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        log.info("downloading %s to %s", url, path)
+        prefix = re.search(r"-([a-f0-9]{8,})\.", path.name)
+        try:
+            torch.hub.download_url_to_file(url, str(path), prefix[1] if prefix else None, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{url}: cannot be downloaded to {path}: {error}. Put the file there by hand"
+            ) from error
+    barrier()
+    return path
+
+
+def weights_of(content: dict) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, whatever it is called there and however it was wrapped."""
+    for key in ("model", "state_dict", "ema_model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str):
+    """Fills a model; every key must be there and fit.
+
+    Raises:
+        CheckpointError: lists missing, unexpected and mis-shaped keys together.
+    """
+    problems = difference(model, weights)
+    if any(problems.values()):
+        raise CheckpointError(f"{source} does not fit this model:\n{describe(problems)}")
+    model.load_state_dict(weights)
+
+
+def load_what_fits(model: nn.Module, weights: dict[str, Tensor], ignored: list[str]) -> dict[str, list[str]]:
+    """Fills what fits and leaves the rest as initialised, for fine-tuning.
+
+    Args:
+        ignored: weights whose name contains one of these are left out.
+
+    Returns:
+        keys by what became of them: missing, unexpected, mis-shaped, ignored.
+    """
+    left_out = [key for key in weights if any(part in key for part in ignored)]
+    weights = {key: value for key, value in weights.items() if key not in left_out}
+    problems = difference(model, weights)
+    problems["ignored"] = left_out
+    problems["missing"] = [key for key in problems["missing"] if key not in left_out]
+    current = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in current and v.shape == current[k].shape}
+    model.load_state_dict(fitting, strict=False)
+    return problems
+
+
+def difference(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Keys that a model and weights do not share, and those whose shapes differ."""
+    current = model.state_dict()
+    return {
+        "missing": [key for key in current if key not in weights],
+        "unexpected": [key for key in weights if key not in current],
+        "mis-shaped": [
+            f"{key} {tuple(value.shape)}, here {tuple(current[key].shape)}"
+            for key, value in weights.items()
+            if key in current and value.shape != current[key].shape
+        ],
+    }
+
+
+def describe(problems: dict[str, list[str]]) -> str:
+    """A few lines about keys that were not loaded."""
+    lines = []
+    for kind, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+            lines.append(f"  {kind} ({len(keys)}): {', '.join(keys[:SHOWN])}{more}")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Optimiser, schedule and moving average."""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+
+
+def build_optimizer(
+    model: nn.Module, lr: float, weight_decay: float = 1e-4, scale: dict[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, grouped by learning rate.
+
+    Args:
+        model: its parameters are named as in its state dict; tied ones count once.
+        lr: learning rate.
+        weight_decay: of every parameter, norms and biases too, as in the papers.
+        scale: {regular expression: factor}; the first that is found in a parameter's name multiplies its learning rate.
+
+    Raises:
+        ValueError: an expression that no trainable parameter's name contains.
+    """
+    rules = [(None, 1.0), *(scale or {}).items()]
+    groups = {pattern: [] for pattern, _ in rules}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            pattern = next((pattern for pattern, _ in rules[1:] if re.search(pattern, name)), None)
+            groups[pattern].append(parameter)
+    for pattern in groups:
+        if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
+            raise ValueError(f"scale names '{pattern}', which is in no parameter's name")
+    listed = [{"params": groups[pattern], "lr": lr * factor} for pattern, factor in rules if groups[pattern]]
+    return torch.optim.AdamW(listed, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+KINDS = ("step", "cosine", "onecycle")
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: int,
+    epochs: int,
+    kind: str = "step",
+    drop: tuple[int, ...] | int = (),
+    gamma: float = 0.1,
+    warmup_steps: int = 0,
+) -> LambdaLR | OneCycleLR:
+    """What the learning rates become; to be stepped after every optimiser step.
+
+    Args:
+        steps_per_epoch: optimiser steps.
+        epochs: length of the training.
+        kind: "step": times gamma after each epoch in `drop`, as in the papers; "cosine": to zero along a half wave;
+            "onecycle": up for a fifth of the training, then down to almost nothing (Smith and Topin, 2018).
+        drop: finished epochs after which a "step" falls.
+        gamma: by how much.
+        warmup_steps: linear rise from zero; not in "onecycle", which has its own.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind='{kind}' is none of {', '.join(KINDS)}")
+    total = max(1, steps_per_epoch * epochs)
+    if kind == "onecycle":
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, peaks, total_steps=total + 1, pct_start=0.2, cycle_momentum=False)
+    drops = (drop,) if isinstance(drop, int) else tuple(drop)
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        if kind == "cosine":
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+        return rise * gamma ** sum(step >= epoch * steps_per_epoch for epoch in drops)
+
+    return LambdaLR(optimizer, factor)
+
+
+def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> AveragedModel:
+    """An exponential moving average of a model's parameters; tied ones are averaged once, buffers are copied.
+
+    Args:
+        model: what is averaged, after every optimiser step, by `update_parameters(model)`.
+        decay: share of the old average that is kept.
+        warmup: keep less in the first steps, (1 + n) / (10 + n) after n of them, so that the average forgets how it began.
+    """
+
+    def blend(averages: list[Tensor], currents: list[Tensor], count: Tensor):
+        n = float(count)
+        kept = min(decay, (1 + n) / (10 + n)) if warmup else decay
+        torch._foreach_lerp_(averages, currents, 1 - kept)
+
+    return AveragedModel(model, multi_avg_fn=blend)

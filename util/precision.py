@@ -1,0 +1,43 @@
+"""In which number format a step computes."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+
+class Precision:
+    """float32, or autocast to bfloat16 where the device has it, or to float16 with scaled gradients.
+
+    Args:
+        device: "cuda" or "cpu".
+        amp: whether to autocast at all.
+    """
+
+    def __init__(self, device: str, amp: bool):
+        half = device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        self.device, self.amp = device, amp
+        self.dtype = torch.float16 if half else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(device, enabled=amp and half)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Within this, matrix products and convolutions compute in the chosen format."""
+        return torch.autocast(self.device, self.dtype, enabled=self.amp)
+
+    def backward(self, loss: Tensor):
+        """Gradients of a loss, scaled if need be."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, model: nn.Module, clip_norm: float | None) -> float:
+        """Clips the total gradient norm and steps; with a norm that is not finite it does not step.
+
+        Returns:
+            the norm before clipping.
+        """
+        self.scaler.unscale_(optimizer)
+        limit = float("inf") if clip_norm is None else clip_norm
+        norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+        if self.scaler.is_enabled() or norm < float("inf"):
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return norm
