@@ -46,13 +46,13 @@ def train_one_epoch(
         schedule: stepped after every optimiser step.
         epoch: for the log.
         clip_norm: limit of the total gradient norm.
-        accumulate: batches per optimiser step. Every batch's loss is normalised by its own boxes, and they are averaged.
+        accumulate: batches per optimiser step; their losses, each normalised by its own boxes, are averaged.
         average: moving average of the model, updated after every optimiser step.
         print_every: batches between two lines of progress.
 
     Returns:
-        means over the epoch and over all processes: loss, every part of it, metrics, gradient norm, and how many pictures
-        were broken and steps skipped.
+        means over the epoch and over all processes: loss, every part of it, metrics, gradient norm; and how many
+        pictures were broken and steps skipped.
 
     Raises:
         TrainingDivergedError: nothing finite came out for PATIENCE steps in a row.

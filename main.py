@@ -11,10 +11,10 @@ import json
 import logging
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,28 +22,20 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.coco import DetectionDataset
 from datasets.coco_eval import CocoEvaluator, as_coco
 from datasets.loader import build_dataset, build_loader
+from datasets.preview import draw_detections
 from engine import TrainingDivergedError, evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
-from models.official_keys import convert_official
-from util.benchmark import describe as describe_cost
-from util.benchmark import measure
-from util.checkpoint import (
-    CheckpointError,
-    describe,
-    load_strictly,
-    load_what_fits,
-    read_checkpoint,
-    save_checkpoint,
-    weights_of,
-)
+from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone
+from util.benchmark import describe, measure
+from util.checkpoint import CheckpointError, averaged_weights, load_strictly, read_checkpoint, save_checkpoint
 from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest, parse_options
-from util.distributed import init_processes, is_main, leave_processes, local_rank, rank, world_size
+from util.distributed import broadcast_buffers, init_processes, is_main, leave_processes, local_rank, rank, world_size
 from util.logger import Journal, setup_logging
 from util.optim import build_optimizer, build_schedule, moving_average
 from util.precision import Precision
 from util.registry import call
 from util.state import TrainingState
-from util.visualize import Box, contact_sheet, plot_curves
+from util.visualize import plot_curves
 
 log = logging.getLogger("main")
 
@@ -54,12 +46,14 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What `training` in a config may hold; see engine.train_one_epoch for the first two.
+    """What the section `training` of a config may hold.
 
     Attributes:
-        ema: None, or dict(decay, warmup) of the moving average.
+        clip_norm, accumulate: see engine.train_one_epoch.
+        ema: None, or what util.optim.moving_average takes.
         eval_every, save_every: epochs between evaluations, and between checkpoints that are kept.
         print_every: batches between lines of progress.
+        pictures: how many are drawn in vis/detections.png.
     """
 
     clip_norm: float | None = 0.1
@@ -74,8 +68,8 @@ class TrainingOptions:
 def configured(args: Namespace) -> ConfigDict:
     """The config with what the command line says."""
     flags = {"data.root": args.coco_path, "data.batch_size": args.batch_size}
-    options = {path: value for path, value in flags.items() if value is not None}
-    cfg = load_config(args.config_file, parse_options(args.options) | options)
+    chosen = {path: value for path, value in flags.items() if value is not None}
+    cfg = load_config(args.config_file, parse_options(args.options) | chosen)
     for name in cfg:
         if name not in SECTIONS:
             raise ConfigError(f"{args.config_file}: '{name}' is no section of a config; {nearest(name, SECTIONS)}")
@@ -91,29 +85,30 @@ class Run:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         setup_logging(self.output_dir)
         log.info("command: %s %s", " ".join(sys.argv), args.note)
-        self.options = call(TrainingOptions, self.cfg.training, where=f"{args.config_file}: training")
+        self.options = self.section(TrainingOptions, "training")
         self.precision = Precision(args.device, args.amp)
-        torch.manual_seed(args.seed + rank())
-        np.random.seed(args.seed + rank())
         self.journal = Journal(self.output_dir)
-        self.found_categories = None
+        self.categories = None
+        torch.manual_seed(args.seed + rank())
 
-    # ------------------------------------------------------------------ data
+    def section(self, target, name: str, **more):
+        """Calls `target` with a section of the config."""
+        return call(target, self.cfg[name], where=f"{self.args.config_file}: {name}", **more)
 
     def dataset(self, split: str) -> DetectionDataset:
-        """A split of the data; the first one decides the number of classes."""
+        """A split of the data. The first one says how many classes there are."""
         dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
-        annotations = dataset.annotations
-        log.info("%s: %d pictures, %d objects", annotations.file, len(dataset), len(annotations.boxes))
-        for problem, times in annotations.problems.items():
-            log.warning("%s: left out %d %s", annotations.file, times, problem)
-        if self.found_categories is None:
-            self.found_categories = annotations.categories
-            if self.cfg.model.num_classes != len(annotations.categories):
-                log.info("model.num_classes = %d, from the annotations", len(annotations.categories))
-                self.cfg.model.num_classes = len(annotations.categories)
-        elif self.found_categories != annotations.categories:
-            raise ConfigError(f"{annotations.file}: its categories are not those of the other split")
+        found = dataset.annotations
+        log.info("%s: %d pictures, %d objects", found.file, len(dataset), len(found.boxes))
+        for problem, times in found.problems.items():
+            log.warning("%s: left out %d %s", found.file, times, problem)
+        if self.categories is None:
+            self.categories = found.categories
+            if self.cfg.model.num_classes != len(found.categories):
+                log.info("model.num_classes = %d, from %s", len(found.categories), found.file)
+                self.cfg.model.num_classes = len(found.categories)
+        elif self.categories != found.categories:
+            raise ConfigError(f"{found.file}: its categories are not those of the other split")
         return dataset
 
     def loader(self, dataset: DetectionDataset):
@@ -121,10 +116,8 @@ class Run:
         size = self.cfg.data.batch_size if dataset.training else self.cfg.data.eval_batch_size
         return build_loader(dataset, size, self.args.num_workers, pin_memory=self.args.device == "cuda")
 
-    # ----------------------------------------------------------------- model
-
     def build(self) -> nn.Module:
-        """The detector on its device, with the loss and the post-processing beside it."""
+        """The detector on its device; the loss and the post-processing go with it."""
         self.criterion = build_criterion(self.cfg)
         self.postprocess = build_postprocessor(self.cfg)
         detector = build_detector(self.cfg).to(self.args.device)
@@ -134,73 +127,31 @@ class Run:
         log.info("%s: %.3f M parameters, on %s", self.args.config_file, total / 1e6, self.args.device)
         return detector
 
-    def fill(self, detector: nn.Module, content: dict, source: str):
-        """Loads a checkpoint's weights, ours or the papers', whole."""
-        load_strictly(detector, self.renamed(detector, weights_of(content), source), source)
-
-    def renamed(self, detector: nn.Module, weights: dict, source: str) -> dict:
-        """Weights under our names, whichever they came under; says which."""
-        family = self.cfg.get("official_keys")
-        if family is None or len(weights.keys() & detector.state_dict().keys()) > len(weights) / 2:
-            log.info("%s: a checkpoint of ours, %d weights", source, len(weights))
-            return weights
-        log.info("%s: an official %s checkpoint, %d weights", source, family, len(weights))
-        try:
-            return convert_official(weights, family)
-        except KeyError as error:
-            raise CheckpointError(f"{source}: {error.args[0]}") from error
-
-    def start_weights(self, detector: nn.Module):
-        """Weights that a new training starts from."""
-        if self.args.pretrain_model_path:
-            source, ignored = self.args.pretrain_model_path, self.args.finetune_ignore
-            weights = weights_of(read_checkpoint(source))
-            kept = {key: value for key, value in weights.items() if not any(name in key for name in ignored)}
-            problems = load_what_fits(detector, self.renamed(detector, kept, source), ignored)
-            log.info("%s: %d weights left out by --finetune_ignore", source, len(weights) - len(kept))
-            log.info("initialised anew or left out:\n%s", describe(problems) or "  nothing")
-        elif detector.backbone.pretrained_source():
-            source = detector.backbone.pretrained_source()
-            try:
-                detector.backbone.load_pretrained(weights_of(read_checkpoint(source)))
-            except CheckpointError as error:
-                raise CheckpointError(f"model.backbone.pretrained: {error}; or train without: None") from error
-            log.info("backbone: weights of %s", source)
-
-    # -------------------------------------------------------------- training
-
-    def resumed(self) -> tuple[dict | None, str]:
-        """The checkpoint to go on from, and where it came from."""
-        newest = self.output_dir / "checkpoint.pth"
-        source = self.args.resume
+    def checkpoint(self) -> tuple[dict | None, str]:
+        """The checkpoint to go on from or to evaluate, and where it is; None when there is none."""
+        source, newest = self.args.resume, self.output_dir / "checkpoint.pth"
         if source in (None, "auto"):
             if not newest.is_file():
                 return None, ""
             source = str(newest)
         return read_checkpoint(source), source
 
+    # -------------------------------------------------------------- training
+
     def train(self):
         """Trains to the last epoch, evaluating and saving on the way."""
         train_set, val_set = self.dataset("train"), self.dataset("val")
         loader, val_loader = self.loader(train_set), self.loader(val_set)
         detector = self.build()
-        content, source = self.resumed()
-        if content is None:
-            self.start_weights(detector)
-        else:
-            self.fill(detector, content, source)
-        state = self.state(detector, len(loader))
-        if content is not None and "schedule" in content:
-            state.load_state_dict(content, source)
-            log.info("%s: going on after epoch %d", source, state.epoch)
+        state = self.start(detector, len(loader))
         model = detector
         if world_size() > 1:
             devices = [local_rank()] if self.args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=self.args.find_unused_params)
-        for epoch in range(state.epoch, self.cfg.schedule.epochs):
+        while state.epoch < self.cfg.schedule.epochs:
+            epoch, start = state.epoch, time.perf_counter()
             loader.sampler.epoch = epoch
-            start = time.perf_counter()
-            trained = train_one_epoch(
+            means = train_one_epoch(
                 model,
                 self.criterion,
                 loader,
@@ -213,36 +164,45 @@ class Run:
                 average=state.average,
                 print_every=self.options.print_every,
             )
-            entry = {"epoch": epoch, **{f"train_{name}": value for name, value in trained.items()}}
-            entry["epoch_seconds"] = time.perf_counter() - start
-            state.epoch = epoch + 1
-            last = state.epoch == self.cfg.schedule.epochs
-            if state.epoch % self.options.eval_every == 0 or last:
-                entry |= self.evaluate_and_keep_best(state, val_set, val_loader)
-            self.save(state, kept=state.epoch % self.options.save_every == 0)
+            seconds = time.perf_counter() - start
+            log.info("epoch %d: loss %.4f, %.0f s", epoch, means["loss"], seconds)
+            entry = {"epoch": epoch, "seconds": seconds} | {f"train_{name}": value for name, value in means.items()}
+            state.epoch += 1
+            if state.epoch % self.options.eval_every == 0 or state.epoch == self.cfg.schedule.epochs:
+                entry |= self.evaluate_candidates(state, val_set, val_loader)
             self.journal.write(entry)
-            log.info("epoch %d: loss %.4f, %.0f s", epoch, entry["train_loss"], entry["epoch_seconds"])
+            self.save(state)
         self.draw_curves()
-        candidate = list(state.candidates().values())[-1]
-        self.evaluate(candidate, val_set, val_loader, pictures=True)
+        self.evaluate(state.candidates().popitem()[1], val_set, val_loader, pictures=True)
 
-    def state(self, detector: nn.Module, batches: int) -> TrainingState:
-        """Optimiser, schedule and average of a new training."""
-        cfg, file = self.cfg, self.args.config_file
-        optimizer = call(build_optimizer, cfg.optimizer, where=f"{file}: optimizer", model=detector)
+    def start(self, detector: nn.Module, batches: int) -> TrainingState:
+        """Weights, optimiser, schedule and average: of a new training, or of the one that is resumed."""
+        content, source = self.checkpoint()
+        family = self.cfg.get("official_keys")
+        if content is not None:
+            load_checkpoint(detector, content, family, source)
+        elif self.args.pretrain_model_path:
+            load_for_finetuning(detector, self.args.pretrain_model_path, family, self.args.finetune_ignore)
+        else:
+            load_pretrained_backbone(detector)
+        optimizer = self.section(build_optimizer, "optimizer", model=detector)
         steps = -(-batches // self.options.accumulate)
-        schedule = call(
-            build_schedule, cfg.schedule, where=f"{file}: schedule", optimizer=optimizer, steps_per_epoch=steps
-        )
-        ema = self.options.ema
-        average = call(moving_average, ema, where=f"{file}: training.ema", model=detector) if ema else None
-        facts = {"config": dump_config(cfg), "categories": self.found_categories.state_dict()}
-        return TrainingState(detector, optimizer, schedule, self.precision.scaler, average, facts)
+        schedule = self.section(build_schedule, "schedule", optimizer=optimizer, steps_per_epoch=steps)
+        average = None
+        if self.options.ema:
+            where = f"{self.args.config_file}: training.ema"
+            average = call(moving_average, self.options.ema, where=where, model=detector)
+        facts = {"config": dump_config(self.cfg), "categories": self.categories.state_dict()}
+        state = TrainingState(detector, optimizer, schedule, self.precision.scaler, average, facts)
+        if content is not None and "schedule" in content:
+            state.load_state_dict(content, source)
+            log.info("%s: going on after %d epochs", source, state.epoch)
+        return state
 
-    def save(self, state: TrainingState, kept: bool):
-        """Writes the newest checkpoint, and one that stays."""
+    def save(self, state: TrainingState):
+        """Writes the newest checkpoint, and now and then one that stays."""
         paths = [self.output_dir / "checkpoint.pth"]
-        if kept:
+        if state.epoch % self.options.save_every == 0:
             paths.append(self.output_dir / f"checkpoint{state.epoch:04d}.pth")
         save_checkpoint(state.state_dict(), *paths)
 
@@ -250,6 +210,7 @@ class Run:
 
     def evaluate(self, model: nn.Module, dataset: DetectionDataset, loader, name: str = "", pictures: bool = False):
         """Scores a model on a split and says so; returns the numbers for the log."""
+        broadcast_buffers(model)
         evaluator = CocoEvaluator(dataset.annotations)
         means = evaluate(
             model,
@@ -264,13 +225,14 @@ class Run:
         detections = evaluator.detections()
         scores = evaluator.evaluate(detections)
         log.info("%s %s\n%s", dataset.annotations.file, name, scores.table())
-        if self.args.save_results and is_main():
+        if is_main() and self.args.save_results:
             (self.output_dir / "results.json").write_text(json.dumps(as_coco(detections)))
-        if pictures and is_main():
-            self.draw_detections(dataset, detections)
+        if is_main() and pictures:
+            draw_detections(dataset, detections, self.output_dir / "vis" / "detections.png", self.options.pictures)
+            log.info("pictures: %s", self.output_dir / "vis")
         return {**means, **scores.numbers, "coco_eval_bbox": list(scores.numbers.values()), "classes": scores.classes}
 
-    def evaluate_and_keep_best(self, state: TrainingState, dataset: DetectionDataset, loader) -> dict:
+    def evaluate_candidates(self, state: TrainingState, dataset: DetectionDataset, loader) -> dict:
         """Scores the model and its average; the best of each stays in a file of its own."""
         entry = {}
         for name, model in state.candidates().items():
@@ -279,32 +241,37 @@ class Run:
             entry |= {f"{prefix}{key}": value for key, value in numbers.items()}
             if numbers["AP"] > state.best.get(name, -1.0):
                 state.best[name] = numbers["AP"]
-                content = state.state_dict() | {"model": model.state_dict()}
+                content = {"model": model.state_dict(), "epoch": state.epoch, "AP": numbers["AP"], **state.facts}
                 save_checkpoint(content, self.output_dir / f"checkpoint_best_{name}.pth")
         return entry
 
-    def evaluate_checkpoint(self):
-        """--eval."""
-        val_set = self.dataset("val")
+    def trained(self, flag: str) -> Iterator[tuple[str, nn.Module]]:
+        """The detector with a checkpoint's weights, and then with their moving average if it holds one."""
         detector = self.build()
-        content, source = self.resumed()
+        content, source = self.checkpoint()
         if content is None:
-            raise ConfigError(f"--eval: no checkpoint in {self.output_dir}; give one with --resume")
-        self.fill(detector, content, source)
-        numbers = self.evaluate(detector, val_set, self.loader(val_set), pictures=True)
+            raise ConfigError(f"{flag}: no checkpoint in {self.output_dir}; give one with --resume")
+        load_checkpoint(detector, content, self.cfg.get("official_keys"), source)
+        yield "regular", detector
+        if averaged_weights(content) is not None:
+            load_strictly(detector, averaged_weights(content), source)
+            yield "ema", detector
+
+    def evaluate_only(self):
+        """--eval."""
+        val_set, numbers = self.dataset("val"), {}
+        loader = self.loader(val_set)
+        for name, detector in self.trained("--eval"):
+            numbers[name] = self.evaluate(detector, val_set, loader, name, pictures=True)
         if is_main():
             (self.output_dir / "eval.json").write_text(json.dumps(numbers, indent=1))
         self.draw_curves()
 
-    def detect(self):
+    def detect_only(self):
         """--test: detections for pictures without truth."""
         test_set = self.dataset("test")
-        detector = self.build()
-        content, source = self.resumed()
-        if content is None:
-            raise ConfigError(f"--test: no checkpoint in {self.output_dir}; give one with --resume")
-        self.fill(detector, content, source)
         evaluator = CocoEvaluator(test_set.annotations)
+        *_, (_, detector) = self.trained("--test")
         evaluate(detector, None, self.postprocess, self.loader(test_set), evaluator, self.precision, title="test")
         detections = evaluator.detections()
         if is_main():
@@ -313,37 +280,10 @@ class Run:
 
     def benchmark(self):
         """--benchmark: what the model costs."""
-        detector = self.build()
-        measured = measure(detector, self.args.device)
-        log.info("\n%s", describe_cost(measured))
+        measured = measure(self.build(), self.args.device)
+        log.info("\n%s", describe(measured))
         if is_main():
             (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
-
-    # -------------------------------------------------------------- pictures
-
-    def draw_detections(self, dataset: DetectionDataset, detections: np.ndarray, score: float = 0.3):
-        """A contact sheet of detections beside the truth, in vis/detections.png."""
-        found, names = dataset.annotations, dict(dataset.annotations.categories.used)
-        rows = []
-        for index in np.linspace(0, len(found) - 1, min(self.options.pictures, len(found))).astype(int):
-            own = detections[(detections[:, 0] == found.image_ids[index]) & (detections[:, 5] >= score)]
-            objects = found.objects(index)
-            truth = zip(found.boxes[objects], found.category_ids[objects], strict=True)
-            try:
-                picture = dataset.picture(index)
-            except OSError:
-                continue  # said during the evaluation
-            slots = found.categories.slots
-            rows.append(
-                (
-                    picture,
-                    [_box(row[1:5], slots[int(row[6])], f"{names[int(row[6])]} {row[5]:.2f}") for row in own[::-1]],
-                    [_box(box, slots[int(key)], names[int(key)]) for box, key in truth],
-                )
-            )
-        (self.output_dir / "vis").mkdir(exist_ok=True)
-        contact_sheet(rows, self.output_dir / "vis" / "detections.png")
-        log.info("pictures: %s", self.output_dir / "vis")
 
     def draw_curves(self):
         """Losses and AP so far, in vis/curves.png."""
@@ -351,11 +291,6 @@ class Run:
         if entries:
             (self.output_dir / "vis").mkdir(exist_ok=True)
             plot_curves(entries, self.output_dir / "vis" / "curves.png")
-
-
-def _box(xywh: np.ndarray, slot: int, text: str) -> Box:
-    x, y, w, h = (float(number) for number in xywh)
-    return Box((x, y, x + w, y + h), slot, text)
 
 
 def main(args: Namespace) -> int:
@@ -366,13 +301,11 @@ def main(args: Namespace) -> int:
         run = Run(args)
         if args.benchmark or args.benchmark_only:
             run.benchmark()
-        if args.benchmark_only:
-            return 0
         if args.eval:
-            run.evaluate_checkpoint()
+            run.evaluate_only()
         elif args.test:
-            run.detect()
-        else:
+            run.detect_only()
+        elif not args.benchmark_only:
             run.train()
     except (ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)

@@ -26,8 +26,8 @@ class BrokenPictureError(OSError):
 class DetectionDataset(Dataset):
     """A split of a data set in COCO format.
 
-    An item is asked for by index, or by (index, epoch): the two and the seed fix every random choice of its augmentation,
-    whichever worker makes it and in whatever order.
+    An item is asked for by index, or by (index, epoch): the two and the seed fix every random choice of its
+    augmentation, whichever worker makes it and in whatever order.
 
     Args:
         annotations: what is on the pictures.

@@ -21,7 +21,7 @@ LAYOUTS = """expected one of
   {root}/{images}/            pictures
   {root}/images/{images}/     pictures
 and {root}/{annotations}.
-Give the folder with --coco_path, or paths of your own under data.{split} in the config (--options data.{split}.images=...).
+Give the folder with --coco_path, or name your own paths in the config: data.{split}.images, data.{split}.annotations.
 With --coco_path shapes, generated pictures are used."""
 
 
@@ -99,9 +99,9 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
     if dataset.training:
         sampler = TrainSampler(len(dataset), rank(), world_size(), dataset.seed)
         if len(sampler) < batch_size:
+            count = f"{len(dataset)} pictures over {world_size()} processes"
             raise ConfigError(
-                f"{dataset.annotations.file}: {len(dataset)} pictures over {world_size()} processes do not fill one batch of "
-                f"{batch_size}; lower --batch_size"
+                f"{dataset.annotations.file}: {count} do not fill one batch of {batch_size}; lower --batch_size"
             )
     else:
         sampler = EvalSampler(len(dataset), rank(), world_size())

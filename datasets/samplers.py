@@ -9,8 +9,8 @@ from torch.utils.data import Sampler
 class TrainSampler(Sampler):
     """Every picture once an epoch in random order, equally many for every process.
 
-    Yields (index, epoch), which fixes the picture's augmentation too. The order depends on seed and epoch alone. Processes
-    get neighbouring blocks of it; where the pictures do not divide, the first ones come again.
+    Yields (index, epoch), which fixes the picture's augmentation too. The order depends on seed and epoch alone.
+    Processes get neighbouring blocks of it; where the pictures do not divide, the first ones come again.
 
     Args:
         length: of the data set.
@@ -28,9 +28,8 @@ class TrainSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator).tolist()
-        order += order[: len(self) * self.world_size - self.length]
-        for index in order[self.rank * len(self) : (self.rank + 1) * len(self)]:
-            yield index, self.epoch
+        for place in range(self.rank * len(self), (self.rank + 1) * len(self)):
+            yield order[place % self.length], self.epoch
 
 
 class EvalSampler(Sampler):

@@ -2,11 +2,13 @@
 
 usage: python -m datasets.shapes FOLDER [--train N] [--val N] [--seed N]
 
-Coloured shapes of five classes, small to large, overlapping, turned, partly outside, on textured backgrounds with
-distractors. The same arguments give the same pictures.
+Shapes of five classes, small to large, overlapping, turned, partly outside, on textured backgrounds with distractors.
+Every class has a typical colour, as fruit and cells have, from which its members stray. The same arguments give the
+same pictures.
 """
 
 import argparse
+import colorsys
 import json
 import logging
 import math
@@ -32,7 +34,7 @@ def make_shapes(root: Path, train: int = 480, val: int = 120, seed: int = 0):
         train, val: how many pictures.
         seed: of everything random.
     """
-    recipe = {"train": train, "val": val, "seed": seed, "version": 1}
+    recipe = {"train": train, "val": val, "seed": seed, "version": 2}
     stamp = root / "recipe.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
         return
@@ -76,9 +78,9 @@ def draw_picture(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int,
     masks = []
     for _ in range(int(rng.integers(1, 9))):
         kind = int(rng.integers(len(CLASSES)))
-        radius = float(np.exp(rng.uniform(np.log(6), np.log(48))))
+        radius = float(np.exp(rng.uniform(np.log(7), np.log(48))))
         mask = _mask(CLASSES[kind], radius, width, height, rng)
-        colour = Image.new("RGB", picture.size, tuple(int(c) for c in rng.integers(0, 256, 3)))
+        colour = Image.new("RGB", picture.size, _colour(kind, rng))
         shaded = Image.blend(colour, _background(width, height, rng), float(rng.uniform(0.05, 0.35)))
         picture.paste(shaded, mask=mask)
         solid = np.asarray(mask) > 127
@@ -105,8 +107,8 @@ def _background(width: int, height: int, rng: np.random.Generator) -> Image.Imag
         ),
         dtype=np.float64,
     )
-    base = rng.uniform(40, 215, 3)
-    tint = rng.uniform(-30, 30, (3, 3))
+    base = rng.uniform(50, 205) + rng.uniform(-15, 15, 3)
+    tint = rng.uniform(-25, 25, (3, 1)) + rng.uniform(-8, 8, (3, 3))
     layers = np.stack([wave, slope, grain / 128 - 1], -1) @ tint
     pixels = base + layers + rng.normal(0, rng.uniform(1, 8), (height, width, 1))
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -115,6 +117,12 @@ def _background(width: int, height: int, rng: np.random.Generator) -> Image.Imag
         ends = [(float(rng.uniform(0, width)), float(rng.uniform(0, height))) for _ in range(2)]
         pen.line(ends, fill=tuple(int(c) for c in rng.integers(0, 256, 3)), width=1)
     return picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1))))
+
+
+def _colour(kind: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Around the class's own hue; light or dark, strong or pale."""
+    hue = kind / len(CLASSES) + rng.normal(0, 0.03)
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.45, 1), rng.uniform(0.35, 1)))
 
 
 def _mask(kind: str, radius: float, width: int, height: int, rng: np.random.Generator) -> Image.Image:

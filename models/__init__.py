@@ -5,6 +5,8 @@ Importing the parts is what makes them known by name: a new part needs its line 
 
 from collections.abc import Mapping
 
+import torch
+
 import models.backbones.resnet
 import models.decoders.deformable
 import models.encoders.deformable
@@ -50,7 +52,9 @@ def build_detector(cfg: ConfigDict) -> Detector:
         shared[key] = _shared_factory(value, shared) if typed else value
     backbone = PARTS.build(node.backbone, **shared)
     neck = PARTS.build(node.neck, in_channels=backbone.channels, **shared)
-    return Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
+    detector = Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
+    # Convolutions are faster so, and their maps become tokens without a copy.
+    return detector.to(memory_format=torch.channels_last)
 
 
 def _shared_factory(node: Mapping, shared: dict):

@@ -49,10 +49,11 @@ def latencies(model: nn.Module, images: torch.Tensor, repeats: int) -> list[floa
 
 def describe(measured: dict) -> str:
     """The measurements as text for people."""
+    total, trainable = measured["parameters"] / 1e6, measured["trainable_parameters"] / 1e6
     parts = "  ".join(f"{name} {value:.2f}" for name, value in measured["gmacs_by_part"].items())
     return "\n".join(
         [
-            f"parameters      {measured['parameters'] / 1e6:.3f} M, {measured['trainable_parameters'] / 1e6:.3f} M trainable",
+            f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
             f"multiply-adds   {measured['gmacs']:.2f} G at {SIZE[0]}x{SIZE[1]}: {parts}",
             f"latency         {measured['latency_ms']:.1f} ms median, {measured['latency_ms_p95']:.1f} ms p95, "
             f"one picture of {LATENCY_SIZE[0]}x{LATENCY_SIZE[1]} on {measured['device']}",

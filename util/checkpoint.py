@@ -23,7 +23,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(content: dict, *paths: Path):
-    """Writes the same checkpoint to several files, in the main process. A reader finds the old file or the whole new one.
+    """Writes one checkpoint to several files, in the main process. A reader finds the old file or the new one, whole.
 
     Args:
         content: tensors and plain values only, so that it can be read with weights_only=True.
@@ -57,10 +57,8 @@ def read_checkpoint(source: str | Path) -> dict:
     except pickle.UnpicklingError as error:
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):?\s+(\S+)", str(error))
         named = f" ({next(filter(None, reason.groups()))})" if reason else ""
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain values{named} and is not loaded, since such a file can run code. "
-            "Ask its author for one that holds the weights alone"
-        ) from error
+        refusal = f"holds more than tensors and plain values{named} and is not loaded, since such a file can run code"
+        raise CheckpointError(f"{path}: {refusal}. Ask its author for one with the weights alone") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
@@ -90,11 +88,19 @@ def _download(url: str) -> Path:
 
 def weights_of(content: dict) -> dict[str, Tensor]:
     """The state dict in a checkpoint, whatever it is called there and however it was wrapped."""
-    for key in ("model", "state_dict", "ema_model"):
+    for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
     return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def averaged_weights(content: dict) -> dict[str, Tensor] | None:
+    """The moving average in a checkpoint of ours, under the model's own names; None where there is none."""
+    average = content.get("ema")
+    if average is None:
+        return None
+    return {key.removeprefix("module."): value for key, value in average.items() if key.startswith("module.")}
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str):

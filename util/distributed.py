@@ -11,10 +11,10 @@ from torch import Tensor
 def init_processes(device: str):
     """Joins the process group that the launcher announced in the environment; does nothing in a single process.
 
-    Reads RANK, WORLD_SIZE and LOCAL_RANK (torchrun, torch.distributed.launch) or SLURM_PROCID, SLURM_NTASKS and
-    SLURM_LOCALID (srun). Uses nccl on CUDA and gloo elsewhere.
+    Reads RANK, WORLD_SIZE and LOCAL_RANK (torchrun, torch.distributed.launch), or SLURM_PROCID, SLURM_NTASKS and
+    SLURM_LOCALID where MASTER_ADDR is set (tools/run_dist_slurm.sh). Uses nccl on CUDA and gloo elsewhere.
     """
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+    if "RANK" not in os.environ and {"SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"} <= os.environ.keys():
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
@@ -71,6 +71,13 @@ def mean_dict(values: dict[str, Tensor]) -> dict[str, float]:
     names = sorted(values)
     stacked = mean_over_processes(torch.stack([values[name].detach().float() for name in names]))
     return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def broadcast_buffers(model: torch.nn.Module):
+    """Gives every process the main one's buffers: running statistics of batch norm are each process's own."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def gather(value) -> list:

@@ -26,6 +26,7 @@ def setup_logging(output_dir: Path | None):
         level=level, handlers=handlers, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     logging.captureWarnings(True)
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 
 class Meter:
@@ -83,7 +84,7 @@ class Progress:
         return {name: total / count for name, (total, count) in sums.items()}
 
     def over(self, items: Iterable, shown: tuple[str, ...] = ()) -> Iterator:
-        """Passes the items on and shows the numbers named in `shown`, the time an item takes and what of it was waiting."""
+        """Passes the items on and shows the numbers named in `shown`, the time per item and what of it was waiting."""
         if is_main() and sys.stdout.isatty():
             yield from self._with_bar(items, shown)
         else:

@@ -82,7 +82,7 @@ def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> Avera
     Args:
         model: what is averaged, after every optimiser step, by `update_parameters(model)`.
         decay: share of the old average that is kept.
-        warmup: keep less in the first steps, (1 + n) / (10 + n) after n of them, so that the average forgets how it began.
+        warmup: keep less at first, (1 + n) / (10 + n) after n steps, so that the average forgets how it began.
     """
 
     def blend(averages: list[Tensor], currents: list[Tensor], count: Tensor):

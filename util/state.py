@@ -65,10 +65,8 @@ class TrainingState:
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
-            raise CheckpointError(
-                f"{source}: its optimiser does not fit this config ({error}). To start anew from its weights, give it as "
-                "--pretrain_model_path"
-            ) from error
+            remedy = "To start anew from its weights, give it as --pretrain_model_path"
+            raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
         self.schedule.load_state_dict(content["schedule"])
         self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:

@@ -79,7 +79,7 @@ def plot_curves(entries: list[dict], path: Path):
     """Writes losses and AP over the epochs.
 
     Args:
-        entries: epochs as in log.txt: train_loss, test_loss, test_AP, test_AP50, with ema_test_ in front for the average.
+        entries: epochs as in log.txt, with train_loss, test_loss, test_AP, test_AP50, ema_test_AP, ema_test_AP50.
         path: of the PNG.
     """
     import matplotlib

@@ -11,17 +11,18 @@ model = dict(
     num_levels=3,
     backbone=dict(depth=18, stages=(2, 3, 4), norm='batch', frozen=0, pretrained=None),
     encoder=dict(num_layers=2, num_blocks=1, high_levels=2, layer=_layer, last_layer=dict(low_ffn_dim=128, **_layer)),
-    queries=dict(dn_number=20, base=dict(num_queries=60)),
+    queries=dict(dn_number=50, box_noise_scale=0.4, base=dict(num_queries=60)),
     decoder=dict(num_layers=3, layer=_layer),
 )
+criterion = dict(losses=dict(ce=dict(weight=2.0)))
 postprocess = dict(num_select=100)
 data = dict(
     root='shapes',
-    batch_size=16,
+    batch_size=8,
     eval_batch_size=16,
-    augment=dict(scales=(128, 144, 160), max_size=224, crop=None),
-    resize=dict(scale=144, max_size=224),
+    augment=dict(scales=(128, 136, 144), max_size=208, crop=None),
+    resize=dict(scale=136, max_size=208),
 )
 optimizer = dict(lr=5e-4, scale={'backbone': 1.0})
-schedule = dict(epochs=12, kind='onecycle')
-training = dict(ema=dict(decay=0.998), eval_every=4, print_every=10)
+schedule = dict(epochs=5, kind='onecycle')
+training = dict(ema=dict(decay=0.998), eval_every=5, print_every=10)

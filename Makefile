@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help quickstart test ops lint format clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+$(STAMP): requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on generated pictures, evaluate it, show what it found
+	-$(MAKE) --no-print-directory ops
+	$(BIN)/python main.py -c config/small/lite_dino_r18_shapes.py --output_dir output/quickstart
+	$(BIN)/python main.py -c config/small/lite_dino_r18_shapes.py --output_dir output/quickstart --eval
+	@echo "detections beside the truth: output/quickstart/vis/detections.png"
+	@echo "losses and average precision: output/quickstart/vis/curves.png"
+
+ops: $(STAMP)  ## build the compiled kernels of deformable attention (needs a C++ compiler)
+	cd models/ops && PATH="$(CURDIR)/$(BIN):$$PATH" ../../$(BIN)/python setup.py --quiet build_ext --inplace
+
+test: $(STAMP)  ## build the op and run all tests
+	-$(MAKE) --no-print-directory ops
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was built
+	rm -rf models/ops/build models/ops/*.so

@@ -1,0 +1,165 @@
+"""Checkpoints: whole or not at all, never run, and explained when they do not fit."""
+
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from models import build_detector
+from models.official_keys import FAMILIES, convert_official
+from models.weights import load_checkpoint, load_for_finetuning
+from tests.golden import Recording, recordings
+from util.checkpoint import CheckpointError, load_strictly, read_checkpoint, save_checkpoint
+from util.config import ConfigError, load_config
+
+CONFIG = "config/small/lite_dino_r18_shapes.py"
+
+
+def test_what_is_written_is_read(tmp_path):
+    content = {"model": {"w": torch.randn(3)}, "epoch": 3, "list": [1, None, "a", 2.5]}
+    save_checkpoint(content, tmp_path / "a.pth", tmp_path / "b.pth")
+    for name in ("a.pth", "b.pth"):
+        found = read_checkpoint(tmp_path / name)
+        assert torch.equal(found["model"]["w"], content["model"]["w"])
+        assert (found["epoch"], found["list"]) == (3, content["list"])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pth", "b.pth"}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    save_checkpoint({"epoch": 1}, tmp_path / "a.pth")
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        save_checkpoint({"epoch": 2, "bad": lambda: 1}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth")["epoch"] == 1
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_does_nothing_but_raise(tmp_path, zipped):
+    marker = tmp_path / "marker"
+    torch.save({"model": {}, "x": Malicious(marker)}, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"bad.pth: holds more than tensors.*system.*not loaded"):
+        read_checkpoint(tmp_path / "bad.pth")
+    assert not marker.exists()
+
+
+def test_files_that_are_no_checkpoints_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "absent.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(CheckpointError, match="text.pth"):
+        read_checkpoint(tmp_path / "text.pth")
+    save_checkpoint({"w": torch.zeros(10000)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:20000])
+    with pytest.raises(CheckpointError, match="cut.pth: damaged"):
+        read_checkpoint(tmp_path / "cut.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        read_checkpoint(tmp_path / "list.pth")
+
+
+def test_the_papers_files_hold_a_namespace(tmp_path):
+    torch.save({"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1, x=[2])}, tmp_path / "official.pth")
+    assert read_checkpoint(tmp_path / "official.pth")["args"].lr == 1
+
+
+def test_a_url_is_downloaded_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    save_checkpoint({"epoch": 7}, tmp_path / "model.pth")
+    fetched = []
+
+    def fetch(url, target, prefix, progress):
+        fetched.append(prefix)
+        os.replace(tmp_path / "model.pth", target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    for _ in range(2):
+        assert read_checkpoint("https://host.example/a/model-0123abcd.pth?x=1")["epoch"] == 7
+    assert fetched == ["0123abcd"]
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*no network.*by hand"):
+        read_checkpoint("https://host.example/model.pth")
+
+
+def test_keys_that_do_not_fit_are_listed_together():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    weights = {
+        "0.weight": torch.zeros(3, 2),
+        "0.bias": torch.zeros(4),
+        "1.weight": torch.zeros(1, 3),
+        "x": torch.zeros(1),
+    }
+    with pytest.raises(CheckpointError) as error:
+        load_strictly(model, weights, "file.pth")
+    text = str(error.value)
+    assert "file.pth does not fit" in text
+    assert "missing (1): 1.bias" in text
+    assert "unexpected (1): x" in text
+    assert "mis-shaped (1): 0.bias (4,), here (3,)" in text
+
+
+def test_our_own_and_official_checkpoints_load_alike(caplog):
+    recording = Recording("deformable_detr/deformable_detr_r50_single_scale")
+    detector = build_detector(recording.cfg)
+    caplog.set_level("INFO")
+    official = {f"module.{key}": value for key, value in recording.checkpoint().items()}
+    load_checkpoint(detector, {"model": official}, "deformable_detr", "theirs.pth")
+    assert "an official deformable_detr checkpoint" in caplog.text
+    weights = {key: value.clone() for key, value in detector.state_dict().items()}
+    load_checkpoint(build_detector(recording.cfg), {"model": weights, "format": "x"}, "deformable_detr", "ours.pth")
+    assert "ours.pth: a checkpoint of this project" in caplog.text
+    assert torch.equal(weights["decoder.heads.3.class_embed.bias"], official["module.class_embed.0.bias"])
+    with pytest.raises(CheckpointError, match="not keys of an official deformable_detr checkpoint: odd.key"):
+        load_checkpoint(detector, {"model": {**official, "odd.key": torch.zeros(1)}}, "deformable_detr", "odd.pth")
+
+
+def test_finetuning_takes_what_fits(tmp_path, caplog):
+    caplog.set_level("INFO")
+    source = build_detector(load_config(CONFIG, {"model.num_classes": 7}))
+    torch.save({"model": source.state_dict()}, tmp_path / "seven.pth")
+    detector = build_detector(load_config(CONFIG, {"model.num_classes": 3}))
+    bias = detector.queries.base.head.class_embed.bias.clone()
+    load_for_finetuning(detector, str(tmp_path / "seven.pth"), None, ["label_embed"])
+    assert "mis-shaped" in caplog.text
+    assert "ignored (1): queries.label_embed.weight" in caplog.text or "left out by --finetune_ignore: 1" in caplog.text
+    assert torch.equal(detector.queries.base.head.class_embed.bias, bias)
+    assert torch.equal(detector.encoder.layers[0].linear1.weight, source.encoder.layers[0].linear1.weight)
+
+
+@pytest.mark.parametrize("name", recordings())
+def test_official_keys_map_one_to_one(name):
+    recording = Recording(name)
+    entries = recording.spec["state_dict"]
+    family = recording.cfg.official_keys
+    ours = build_detector(recording.cfg).state_dict()
+    target = {}
+    for key, entry in entries.items():
+        for new in convert_official({key: torch.zeros(1)}, family):
+            assert new not in target, f"{key} and {target[new]} both become {new}"
+            target[new] = key
+            shape = entries[entry] if isinstance(entry, str) else entry
+            assert list(ours[new].shape) == shape
+    assert set(target) == {key for key in ours if not key.endswith("num_batches_tracked")}
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(ConfigError, match=r"'dinos'.*did you mean 'dino'"):
+        convert_official({}, "dinos")
+    assert set(FAMILIES) >= {"deformable_detr", "dino", "lite_dino"}

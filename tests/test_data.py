@@ -1,0 +1,379 @@
+"""Reading, augmenting and batching: what comes out right, and what is said of what is broken."""
+
+import io
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.annotations import read_annotations
+from datasets.categories import COCO, Categories
+from datasets.coco import BrokenPictureError, DetectionDataset
+from datasets.loader import Batch, build_dataset, build_loader
+from datasets.samplers import EvalSampler, TrainSampler
+from datasets.shapes import CLASSES, draw_picture, make_shapes
+from datasets.transforms import EvalTransform, Sample, TrainTransform, resized_shape
+from util.config import ConfigError, load_config
+
+CELLS = [{"id": 1, "name": "red"}, {"id": 7, "name": "white"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of three 40x30 pictures with two boxes each, as COCO lays it out; returns a way to change it."""
+
+    def make(content=None, layout="", annotations=None, **entry):
+        pictures = tmp_path / layout / "train2017"
+        pictures.mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(pictures / f"{i}.png")
+        if annotations is None:
+            boxes = [(i, [4, 5, 10, 12]) for i in range(3)] + [(i, [20, 6, 8, 8]) for i in range(3)]
+            annotations = [
+                {"id": n, "image_id": i, "category_id": 7, "bbox": box, "area": 99, "iscrowd": 0}
+                for n, (i, box) in enumerate(boxes)
+            ]
+        file = {
+            "images": [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(3)],
+            "categories": CELLS,
+            "annotations": annotations,
+        }
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        path = tmp_path / "annotations/instances_train2017.json"
+        path.write_text(json.dumps(file | (content or {})))
+        return tmp_path
+
+    return make
+
+
+def dataset(root, training=True, transform=None, **more):
+    annotations = read_annotations(root / "annotations/instances_train2017.json")
+    return DetectionDataset(annotations, root / "train2017", transform or EvalTransform(30, 40), training, **more)
+
+
+# ------------------------------------------------------------------------------------------------------- annotations
+
+
+def test_an_annotation_file_becomes_arrays(folder):
+    found = read_annotations(folder() / "annotations/instances_train2017.json")
+    assert len(found) == 3
+    assert found.boxes[found.objects(1)].tolist() == [[4, 5, 10, 12], [20, 6, 8, 8]]
+    assert found.name(2) == "2.png"
+    assert not found.problems
+
+
+def entry(**change):
+    return {"id": 5, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0} | change
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        (entry(bbox=[1, 2, 0, 4]), "boxes without area"),
+        (entry(bbox=[9, 9, -3, 4]), "reversed boxes"),
+        (entry(bbox=[1, 2, float("nan"), 4]), "not finite"),
+        (entry(category_id=3), "category 3, which is not listed"),
+        (entry(image_id=99), "a picture that is not listed"),
+        (entry(bbox=[1, 2, 3]), "without a usable bbox"),
+        (entry(bbox=None), "without a usable bbox"),
+        ("text", "without a usable bbox"),
+        ({"image_id": 0}, "without a usable bbox"),
+    ],
+)
+def test_objects_that_make_no_sense_are_left_out_and_counted(folder, broken, problem):
+    found = read_annotations(folder(annotations=[entry(), broken]) / "annotations/instances_train2017.json")
+    assert len(found.boxes) == 1
+    ((name, times),) = found.problems.items()
+    assert problem in name
+    assert times == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "lists no pictures"),
+        ({"images": None}, "no list 'images'"),
+        ({"images": [{"id": 1}]}, "KeyError: 'file_name'"),
+        ({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "image id is listed twice"),
+        ({"categories": []}, "lists no categories"),
+        ({"categories": [*CELLS, CELLS[0]]}, "category id twice"),
+    ],
+)
+def test_files_that_are_not_coco_are_named(folder, content, message):
+    path = folder(content) / "annotations/instances_train2017.json"
+    with pytest.raises(ValueError, match=message) as error:
+        read_annotations(path)
+    assert str(path) in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such annotation file"):
+        read_annotations(tmp_path / "absent.json")
+    (tmp_path / "half.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match="not a JSON file"):
+        read_annotations(tmp_path / "half.json")
+
+
+def test_categories():
+    own = Categories.of(CELLS)
+    assert (len(own), own.slots, own.used) == (2, {1: 0, 7: 1}, [(1, "red"), (7, "white")])
+    coco = Categories.of([{"id": key, "name": name} for key, name in COCO.items()])
+    assert (len(coco), coco.slots[90], coco.ids[12]) == (91, 90, None)
+    assert len(Categories.of([{"id": 1, "name": "person"}])) == 91
+    assert len(Categories.of([{"id": 1, "name": "person"}], "contiguous")) == 1
+    with pytest.raises(ValueError, match="none of auto, coco"):
+        Categories.of(CELLS, "voc")
+    with pytest.raises(ValueError, match="ids from 1 to 90"):
+        Categories.of([{"id": 400, "name": "x"}], "coco")
+
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def test_a_sample(folder):
+    image, target = dataset(folder())[1]
+    assert image.shape == (3, 30, 40)
+    assert image.dtype == torch.float32
+    assert target["labels"].tolist() == [1, 1]
+    torch.testing.assert_close(target["boxes"][0], torch.tensor([9 / 40, 11 / 30, 10 / 40, 12 / 30]))
+    assert target["orig_size"].tolist() == target["size"].tolist() == [30, 40]
+    assert target["image_id"].item() == 1
+
+
+def test_crowds_are_kept_for_evaluation_only(folder):
+    root = folder(annotations=[entry(), entry(iscrowd=1, bbox=[0, 0, 30, 20])])
+    data = dataset(root)
+    assert len(data[0][1]["labels"]) == 1
+    assert data.annotations.crowd.tolist() == [False, True]
+
+
+def test_boxes_are_cut_to_the_picture(folder):
+    _, target = dataset(folder(annotations=[entry(bbox=[35, 25, 20, 20]), entry(bbox=[50, 5, 5, 5])]))[0]
+    torch.testing.assert_close(target["boxes"], torch.tensor([[37.5 / 40, 27.5 / 30, 5 / 40, 5 / 30]]))
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
+    transform = TrainTransform(scales=(24, 30, 36), max_size=60, crop={"scales": (30,), "min_size": 20, "max_size": 28})
+    data = dataset(folder(), transform=transform)
+    first, again = data[(1, 3)], dataset(folder(), transform=transform)[(1, 3)]
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1]["boxes"], again[1]["boxes"])
+    others = [data[(1, epoch)][0] for epoch in range(8)]
+    assert any(other.shape != first[0].shape or not torch.equal(other, first[0]) for other in others)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_unreadable_pictures_are_replaced_in_training_and_reported(folder, cached):
+    root = folder()
+    (root / "train2017/1.png").write_bytes(b"no picture")
+    image, target = dataset(root, cached=cached)[1]
+    assert target["image_id"].item() == 2
+    assert "1.png: cannot be read" in target["broken"][0]
+    image, target = dataset(root, training=False, cached=cached)[1]
+    assert image is None
+    assert target["image_id"].item() == 1
+    (root / "train2017/0.png").unlink()
+    (root / "train2017/2.png").write_bytes((root / "train2017/2.png").read_bytes()[:200])
+    with pytest.raises(BrokenPictureError, match="10 pictures in a row"):
+        dataset(root, cached=cached)[1]
+
+
+def test_a_picture_of_another_size_than_annotated_is_broken(folder):
+    root = folder()
+    Image.new("RGB", (50, 30)).save(root / "train2017/1.png")
+    with pytest.raises(BrokenPictureError, match=r"\(50, 30\) pixels large, its annotations say \(40, 30\)"):
+        dataset(root).picture(1)
+
+
+def test_names_cannot_leave_the_folder(folder):
+    images = [{"id": 0, "file_name": "../secret.png", "width": 40, "height": 30}]
+    root = folder({"images": images})
+    Image.new("RGB", (40, 30)).save(root / "secret.png")
+    with pytest.raises(BrokenPictureError, match="leads out of the picture folder"):
+        dataset(root).picture(0)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
+def test_every_mode_becomes_rgb(folder, mode):
+    root = folder()
+    picture = Image.new("RGB", (40, 30), (200, 200, 200))
+    name = "0.tif" if mode == "CMYK" else "0.png"
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((30, 40), 200 * 257, np.uint16))
+    else:
+        picture = picture.convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    (root / "train2017/0.png").write_bytes(buffer.getvalue())
+    pixels = np.asarray(dataset(root).picture(0)).astype(int)
+    assert pixels.shape == (30, 40, 3), name
+    assert abs(pixels.mean() - (255 if mode == "1" else 200)) < 60
+
+
+def test_turned_pictures_are_read_as_they_were_annotated(folder):
+    root = folder()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (30, 40)).save(root / "train2017/0.png", exif=exif)  # stored upright, shown as 40x30
+    assert dataset(root).picture(0).size == (40, 30)
+    Image.new("RGB", (40, 30)).save(root / "train2017/1.png", exif=exif)  # annotated as stored
+    assert dataset(root).picture(1).size == (40, 30)
+
+
+# ------------------------------------------------------------------------------------------------------- transforms
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 900), st.integers(1, 1400) | st.none())
+def test_resizing_keeps_the_limits(width, height, scale, limit):
+    new_width, new_height = resized_shape(width, height, scale, limit)
+    if limit is None or max(width, height) / min(width, height) * scale <= limit:
+        assert min(new_width, new_height) == scale
+    else:
+        assert max(new_width, new_height) <= limit + max(width, height) / min(
+            width, height
+        )  # rounding of the shorter side
+        assert min(new_width, new_height) <= scale
+
+
+def test_known_sizes():
+    assert resized_shape(640, 480, 800, 1333) == (1066, 800)
+    assert resized_shape(480, 640, 800, 1333) == (800, 1066)
+    assert resized_shape(640, 320, 800, 1333) == (1332, 666)
+    assert resized_shape(500, 500, 800, 1333) == (800, 800)
+
+
+boxes_in = st.lists(
+    st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 20)] * 2).map(
+        lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]
+    ),
+    max_size=5,
+)
+
+
+@given(boxes_in, st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_boxes_follow_their_pixels(boxes, seed):
+    """Paints the boxes, augments, and finds them again where the transform says."""
+    painted = np.zeros((40, 48, 3), np.uint8)
+    for x0, y0, x1, y1 in boxes[:1]:
+        painted[y0:y1, x0:x1] = 255
+    corners = np.array(boxes[:1], np.float32).reshape(-1, 4)
+    sample = Sample(Image.fromarray(painted), corners, np.zeros(len(corners), np.int64))
+    transform = TrainTransform((40,), 48, {"scales": (40,), "min_size": 24, "max_size": 48}, 0.5, 0.5)
+    out = transform(sample, np.random.default_rng(seed))
+    pixels = np.asarray(out.image)[..., 0] > 127
+    assert (out.boxes >= 0).all()
+    assert (out.boxes[:, 2:] <= np.array(out.image.size) + 1e-3).all()
+    if len(out.boxes):
+        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+        if len(rows):
+            found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            assert np.abs(found - out.boxes[0]).max() <= 1.5
+
+
+def test_flipping_twice_is_nothing():
+    sample = Sample(Image.new("RGB", (48, 40)), np.array([[1, 2, 9, 30]], np.float32), np.zeros(1, np.int64))
+    for flip in (Sample.mirrored, Sample.upended):
+        assert flip(flip(sample)).boxes.tolist() == sample.boxes.tolist()
+        assert flip(sample).boxes.tolist() != sample.boxes.tolist()
+
+
+def test_a_crop_must_fit():
+    with pytest.raises(ValueError, match="larger than the smallest"):
+        TrainTransform((40,), 48, {"scales": (20,), "min_size": 24, "max_size": 48})
+
+
+# ------------------------------------------------------------------------------------------------ samplers and loaders
+
+
+@given(st.integers(1, 50), st.integers(1, 5), st.integers(0, 3))
+def test_samplers_cover_the_data(length, world, epoch):
+    seen, counts = [], set()
+    for rank in range(world):
+        sampler = TrainSampler(length, rank, world, seed=1)
+        sampler.epoch = epoch
+        seen += [index for index, of_epoch in sampler if of_epoch == epoch]
+        counts.add(len(list(sampler)))
+    assert set(seen) == set(range(length))
+    assert counts == {-(-length // world)}
+    evaluated = [index for rank in range(world) for index in EvalSampler(length, rank, world)]
+    assert sorted(evaluated) == list(range(length))
+
+
+def test_epochs_differ_and_repeat():
+    sampler = TrainSampler(20)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.epoch = 1
+    assert [i for i, _ in sampler] != [i for i, _ in first]
+
+
+def options(root, **more):
+    paths = {
+        "data.root": str(root),
+        "data.val": {"images": "train2017", "annotations": "annotations/instances_train2017.json"},
+    }
+    return load_config("config/small/lite_dino_r18_shapes.py", paths | {"data.batch_size": 2} | more)
+
+
+@pytest.mark.parametrize("layout", ["", "images"])
+def test_both_layouts_are_found(folder, layout):
+    data = build_dataset(options(folder(layout=layout)), "train")
+    batches = list(build_loader(data, 2, workers=0))
+    assert len(batches) == 1
+    assert len(batches[0].images) == 2
+
+
+def test_missing_folders_are_explained(tmp_path, folder):
+    with pytest.raises(ConfigError, match=r"(?s)no picture folder .*absent/train2017.*--coco_path shapes") as error:
+        build_dataset(options(tmp_path / "absent"), "train")
+    assert "lite_dino_r18_shapes.py: data.train" in str(error.value)
+    root = folder()
+    (root / "annotations/instances_train2017.json").unlink()
+    with pytest.raises(ConfigError, match="no such annotation file"):
+        build_dataset(options(root), "train")
+    with pytest.raises(ConfigError, match="do not fill one batch of 4"):
+        build_loader(build_dataset(options(folder()), "train"), 4, workers=0)
+
+
+def test_batches_tell_of_broken_pictures(folder):
+    root = folder()
+    (root / "train2017/1.png").write_bytes(b"")
+    data = build_dataset(options(root), "val")
+    (batch,) = build_loader(data, 3, workers=0)
+    assert [int(target["image_id"]) for target in batch.targets] == [0, 2]
+    assert "1.png" in batch.broken[0]
+    only_broken = Batch.of([(None, {"image_id": torch.tensor(1), "broken": ["x"]})])
+    assert only_broken.images is None
+    assert only_broken.to("cpu").targets == []
+
+
+def test_workers_load_the_same(folder):
+    data = build_dataset(options(folder()), "train", cached=True)
+    alone, helped = (next(iter(build_loader(data, 2, workers=n))) for n in (0, 1))
+    assert torch.equal(alone.images.images, helped.images.images)
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+
+
+def test_generated_pictures_are_deterministic_and_sound(tmp_path, caplog):
+    picture, _ = draw_picture(np.random.default_rng(3))
+    assert np.array_equal(picture, draw_picture(np.random.default_rng(3))[0])
+    with caplog.at_level(logging.INFO):
+        make_shapes(tmp_path, train=6, val=2)
+        make_shapes(tmp_path, train=6, val=2)
+    assert len(caplog.records) == 1  # the second call finds the first one's work
+    found = read_annotations(tmp_path / "annotations/instances_train2017.json")
+    assert [name for _, name in found.categories.used] == list(CLASSES)
+    assert not found.problems
+    corners = found.boxes[:, :2] + found.boxes[:, 2:]
+    limits = found.sizes[np.repeat(np.arange(6), np.diff(found.first))][:, ::-1]
+    assert (found.boxes[:, :2] >= 0).all()
+    assert (corners <= limits).all()

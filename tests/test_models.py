@@ -1,0 +1,168 @@
+"""Every config: builds, computes, learns; and what all detectors promise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import build_criterion, build_detector, build_postprocessor
+from models.structures import Detections, DetectorOutput, QueryGroup
+from tests.golden import objects, picture
+from tests.tiny import shrunk
+from util.batch import ImageBatch
+from util.flops import count_by_part, count_gmacs
+from util.optim import build_optimizer
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent.name != "_base_")
+LITE = ROOT / "config/small/lite_dino_r18_shapes.py"
+
+
+def pictures(*sizes):
+    return [picture(h, w, float(i)) for i, (h, w) in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_takes_a_step(path):
+    """Forward, loss, backward and a step on two pictures of 64x96, then detections."""
+    cfg = shrunk(path)
+    torch.manual_seed(0)
+    detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+    optimizer = build_optimizer(detector, **cfg.optimizer)
+    images, targets = pictures((64, 96), (64, 96)), objects(2, 5)
+    losses, _ = criterion(detector(images, targets), targets)
+    total = sum(losses.values())
+    total.backward()
+    without = [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, f"no gradient: {without}"
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+    before = [p.detach().clone() for p in detector.parameters() if p.requires_grad]
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, detector.parameters(), strict=False))
+    detector.eval()
+    with torch.inference_mode():
+        results = build_postprocessor(cfg)(detector(images), torch.tensor([[64, 96], [64, 96]]))
+    for result in results:
+        assert len(result["scores"]) == len(result["labels"]) == len(result["boxes"]) > 0
+        assert result["scores"].diff().le(0).all()
+
+
+@pytest.mark.parametrize("path", [LITE, ROOT / "config/deformable_detr/deformable_detr_r50_two_stage.py"])
+def test_training_lowers_the_loss(path):
+    cfg = shrunk(path, **{"model.backbone.depth": 18})
+    torch.manual_seed(0)
+    detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+    optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
+    images, targets = pictures((64, 96), (64, 96)), objects(2, 5)
+    totals = []
+    for _ in range(20):
+        losses, _ = criterion(detector(images, targets), targets)
+        total = sum(losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert sum(totals[-3:]) < 0.8 * sum(totals[:3])
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_r50_two_stage", "dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda"])
+def test_pictures_of_one_size_alone_and_in_a_batch(name):
+    """The same detections, as long as no picture is padded."""
+    (path,) = (path for path in CONFIGS if path.stem == name)
+    cfg = shrunk(path)
+    torch.manual_seed(0)
+    detector = build_detector(cfg).eval()
+    for parameter in detector.parameters():  # fresh heads answer alike everywhere; these do not
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    images = pictures((64, 96), (64, 96))
+    with torch.no_grad():
+        together = detector(images)
+        alone = [detector([image]) for image in images]
+    for i, single in enumerate(alone):
+        torch.testing.assert_close(together.logits[i], single.logits[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.boxes[i], single.boxes[0], rtol=0, atol=1e-4)
+
+
+def test_a_list_and_a_batch_are_the_same():
+    detector = build_detector(shrunk(LITE)).eval()
+    images = pictures((64, 96), (50, 70))
+    batch = ImageBatch.of(images)
+    with torch.no_grad():
+        a, b = detector(images), detector(ImageBatch(batch.images, batch.padding))
+    assert torch.equal(a.boxes, b.boxes)
+
+
+def test_without_gradients_the_answer_is_the_same():
+    """Inference looks at chosen tokens only; it must answer what training would."""
+    for name in ("deformable_detr/deformable_detr_r50_two_stage", "DINO/dino_4scale_r50"):
+        detector = build_detector(shrunk(ROOT / f"config/{name}.py")).eval()
+        images = pictures((64, 96))
+        full = detector(images)
+        with torch.no_grad():
+            lean = detector(images)
+        assert "proposals" in full.seen
+        assert "proposals" not in lean.seen
+        torch.testing.assert_close(lean.logits, full.logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(lean.boxes, full.boxes, rtol=0, atol=1e-5)
+
+
+def test_counting_needs_no_computation_and_knows_the_parts():
+    cfg = shrunk(LITE)
+    detector = build_detector(cfg)
+    parts = count_by_part(detector, pictures((2000, 3000)))
+    assert list(parts) == ["backbone", "neck", "encoder", "queries", "decoder"]
+    assert count_gmacs(detector, pictures((2000, 3000))) == pytest.approx(sum(parts.values()))
+    twice = count_gmacs(detector, pictures((2000, 3000), (2000, 3000)))
+    assert twice == pytest.approx(2 * sum(parts.values()), rel=1e-6)
+
+
+def test_suppression_of_overlapping_detections():
+    cfg = shrunk(LITE)
+    boxes = torch.rand(1, 1, 12, 4) * 0.01 + 0.4
+    output = DetectorOutput(Detections(torch.randn(1, 1, 12, 5), boxes), (QueryGroup("matching", 12),))
+    sizes = torch.tensor([[64, 96]])
+    (everything,) = build_postprocessor(cfg)(output, sizes)
+    (kept,) = build_postprocessor(shrunk(LITE, **{"postprocess.nms_iou": 0.5}))(output, sizes)
+    (few,) = build_postprocessor(shrunk(LITE, **{"postprocess.num_select": 7}))(output, sizes)
+    assert len(everything["scores"]) == 60
+    assert sorted(kept["labels"].tolist()) == [0, 1, 2, 3, 4]  # every class keeps its best
+    assert len(few["scores"]) == 7
+
+
+@pytest.mark.parametrize(("norm", "has_buffers"), [("frozen", True), ("batch", True), ("group", False)])
+def test_backbone_norms(norm, has_buffers):
+    backbone = build_detector(shrunk(LITE, **{"model.backbone.norm": norm})).backbone
+    assert bool(list(backbone.buffers())) == has_buffers
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_leading_pieces_of_the_backbone_can_be_frozen(frozen):
+    backbone = build_detector(
+        shrunk(LITE, **{"model.backbone.frozen": frozen, "model.backbone.norm": "frozen"})
+    ).backbone
+    trains = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trains == set(["conv1", "layer1", "layer2", "layer3", "layer4"][frozen:])
+
+
+def test_pretrained_weights_are_named_and_not_fetched():
+    cfg = shrunk(LITE, **{"model.backbone.pretrained": "IMAGENET1K_V1"})
+    backbone = build_detector(cfg).backbone
+    assert backbone.pretrained_source().startswith("https://download.pytorch.org/models/resnet18")
+    weights = {name: torch.ones_like(value) for name, value in backbone.body.state_dict().items()}
+    backbone.load_pretrained({**weights, "fc.weight": torch.zeros(1)})
+    assert backbone.body.conv1.weight.eq(1).all()
+
+
+def test_optimiser_groups_are_those_of_the_papers():
+    """Deformable DETR's numbers of parameters: rest, backbone, offsets and reference points."""
+    for name, counts in (("", (230, 42, 26)), ("_box_refine", (270, 42, 26)), ("_two_stage", (285, 42, 24))):
+        cfg = shrunk(ROOT / f"config/deformable_detr/deformable_detr_r50{name}.py")
+        groups = build_optimizer(build_detector(cfg), **cfg.optimizer).param_groups
+        assert tuple(len(group["params"]) for group in groups) == counts
+        assert [group["lr"] for group in groups] == pytest.approx([2e-4, 2e-5, 2e-5])
+
+
+def test_an_expression_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match="scale names 'bacbone'"):
+        build_optimizer(torch.nn.Linear(1, 1), 1e-3, scale={"bacbone": 0.1})

@@ -1,0 +1,216 @@
+"""The op: every backend against the definition in plain PyTorch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn, reference
+
+COMPILED = [name for name in available_backends() if name != "reference"]
+needs_extension = pytest.mark.skipif(not COMPILED, reason="the extension is not built (make ops)")
+
+
+def problem(shapes, N=2, Q=5, M=2, D=8, P=3, dtype=torch.float32, device="cpu", spread=0.4):
+    """Random arguments: query, key, value, locations (some outside), weights."""
+    S, L = sum(h * w for h, w in shapes), len(shapes)
+    wide = torch.promote_types(dtype, torch.float32)
+    query, key, value = (torch.randn(N, n, M, D, dtype=dtype, device=device) for n in (Q, S, S))
+    locations = torch.rand(N, Q, M, L, P, 2, dtype=wide, device=device) * (1 + 2 * spread) - spread
+    weights = torch.rand(N, Q, M, L, P, dtype=wide, device=device)
+    return query, key, value, locations, weights
+
+
+def bilinear(value, shapes, locations):
+    """(N, Q, M, L, P, D), one sample at a time, by the definition: zero outside, pixel centres at (i + 0.5) / size."""
+    N, Q, M, L, P, _ = locations.shape
+    answer = torch.zeros(N, Q, M, L, P, value.shape[-1], dtype=torch.float64)
+    start = 0
+    for level, (h, w) in enumerate(shapes):
+        for n, q, m, p in torch.cartesian_prod(*(torch.arange(k) for k in (N, Q, M, P))).tolist():
+            x, y = (locations[n, q, m, level, p].double() * torch.tensor([w, h]) - 0.5).tolist()
+            for row in (int(y // 1), int(y // 1) + 1):
+                for column in (int(x // 1), int(x // 1) + 1):
+                    if 0 <= row < h and 0 <= column < w:
+                        share = (1 - abs(y - row)) * (1 - abs(x - column))
+                        answer[n, q, m, level, p] += share * value[n, start + row * w + column, m].double()
+        start += h * w
+    return answer
+
+
+def test_the_definition():
+    torch.manual_seed(0)
+    shapes = ((3, 4), (2, 1))
+    query, _, value, locations, weights = problem(shapes, dtype=torch.float64)
+    samples = bilinear(value, shapes, locations)
+    plain = (samples * weights[..., None]).sum((3, 4)).flatten(2)
+    torch.testing.assert_close(ms_deform_attn(value, shapes, locations, weights, backend="reference"), plain)
+    flat = samples.flatten(3, 4)
+    logits = (flat * query[:, :, :, None]).sum(-1) / 8**0.5
+    aware = (flat * logits.softmax(-1)[..., None]).sum(3).flatten(2)
+    torch.testing.assert_close(key_aware_deform_attn(query, value, value, shapes, locations, "reference"), aware)
+
+
+def gradients(function, *inputs):
+    """The answer and its gradients by every input, for a fixed direction."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    answer = function(*inputs)
+    direction = torch.linspace(-1, 1, answer.numel(), device=answer.device).view(answer.shape).to(answer.dtype)
+    return answer, *torch.autograd.grad(answer, inputs, direction)
+
+
+def assert_equal(ours, reference, tolerance):
+    """Relative to the largest number of each tensor."""
+    for a, b in zip(ours, reference, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        largest = b.abs().max().item() if b.numel() else 0
+        torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=tolerance * max(1e-3, largest))
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+CASES = st.fixed_dictionaries(
+    {
+        "shapes": st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4).map(tuple),
+        "N": st.integers(1, 3),
+        "Q": st.integers(0, 6),
+        "M": st.integers(1, 3),
+        "D": st.sampled_from((4, 8, 12, 16, 32, 64)),
+        "P": st.integers(1, 5),
+        "spread": st.sampled_from((0.0, 0.4, 30.0)),
+    }
+)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(case=CASES, seed=st.integers(0, 99))
+def test_compiled_backends_equal_the_reference(dtype, case, seed):
+    torch.manual_seed(seed)
+    shapes = case["shapes"]
+    query, key, value, locations, weights = problem(dtype=dtype, **case)
+    for backend in COMPILED:
+
+        def plain(v, x, w, backend=backend):
+            return ms_deform_attn(v, shapes, x, w, backend)
+
+        def aware(q, k, v, x, backend=backend):
+            return key_aware_deform_attn(q, k, v, shapes, x, backend)
+
+        def shared(q, v, x, backend=backend):
+            return key_aware_deform_attn(q, v, v, shapes, x, backend)
+
+        for function, inputs in (
+            (plain, (value, locations, weights)),
+            (aware, (query, key, value, locations)),
+            (shared, (query, value, locations)),
+        ):
+            ours = gradients(function, *inputs)
+            theirs = gradients(lambda *x, f=function: f(*x, backend="reference"), *inputs)
+            assert_equal(ours, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_gradcheck(backend):
+    torch.manual_seed(0)
+    shapes = ((3, 4), (1, 1))
+    query, key, value, locations, weights = (
+        x.requires_grad_() for x in problem(shapes, N=1, Q=3, D=4, P=2, dtype=torch.float64)
+    )
+    assert torch.autograd.gradcheck(
+        lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), (value, locations, weights)
+    )
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, x: key_aware_deform_attn(q, k, v, shapes, x, backend), (query, key, value, locations)
+    )
+    assert torch.autograd.gradcheck(
+        lambda q, v, x: key_aware_deform_attn(q, v, v, shapes, x, backend), (query, value, locations)
+    )
+
+
+@needs_extension
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e30, 1e30])
+def test_wild_locations_are_outside(bad):
+    shapes = ((4, 5), (2, 2))
+    query, _, value, locations, weights = problem(shapes)
+    locations[0, 0] = bad
+    for backend in COMPILED:
+        answer, *grads = gradients(
+            lambda v, x, w, b=backend: ms_deform_attn(v, shapes, x, w, b), value, locations, weights
+        )
+        assert answer[0, 0].eq(0).all()
+        assert all(grad.isfinite().all() for grad in grads)
+        answer, *grads = gradients(
+            lambda q, v, x, b=backend: key_aware_deform_attn(q, v, v, shapes, x, b), query, value, locations
+        )
+        assert answer[0, 0].eq(0).all()
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_operators_keep_their_contract():
+    """Schemas, fake kernels and autograd registration, as torch.library checks them."""
+    if not COMPILED:
+        pytest.skip("the extension is not built (make ops)")
+    query, key, value, locations, weights = problem(((3, 4), (2, 2)))
+    flat = [3, 4, 2, 2]
+    value.requires_grad_()
+    torch.library.opcheck(torch.ops.leandetr.ms_deform_attn, (value, flat, locations, weights))
+    torch.library.opcheck(torch.ops.leandetr.key_aware_deform_attn, (query, key, value, flat, locations))
+    torch.library.opcheck(torch.ops.leandetr.key_aware_deform_attn, (query, None, value, flat, locations))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shapes": ((3, 4), (2, 2))}, "value holds 13 tokens"),
+        ({"shapes": ((13, 1),)}, "do not fit value"),
+        ({"weights": torch.zeros(2, 5, 2, 2, 4)}, "weights .* do not fit"),
+        ({"locations": torch.zeros(2, 5, 2, 2, 3, 3)}, "expected value"),
+        ({"value": torch.zeros(2, 13, 8)}, "expected value"),
+        ({"backend": "tpu"}, "backend 'tpu' is not available here; available: .*reference"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change, message):
+    _, _, value, locations, weights = problem(((3, 4), (1, 1)))
+    arguments = {"value": value, "shapes": ((3, 4), (1, 1)), "locations": locations, "weights": weights} | change
+    with pytest.raises(ValueError, match=message):
+        ms_deform_attn(**arguments)
+
+
+def test_key_aware_arguments_that_do_not_fit_are_named():
+    query, key, value, locations, _ = problem(((3, 4), (1, 1)))
+    with pytest.raises(ValueError, match="differ in shape"):
+        key_aware_deform_attn(query, key[..., :4], value, ((3, 4), (1, 1)), locations)
+    with pytest.raises(ValueError, match="does not fit"):
+        key_aware_deform_attn(query[:, :3], key, value, ((3, 4), (1, 1)), locations)
+
+
+def test_shapes_may_be_a_tensor_and_inputs_strided():
+    _, _, value, locations, weights = problem(((3, 4), (1, 1)))
+    strided = value.transpose(1, 2).contiguous().transpose(1, 2)
+    answer = ms_deform_attn(strided, torch.tensor([[3, 4], [1, 1]]), locations, weights)
+    torch.testing.assert_close(answer, reference.ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights))
+
+
+def test_what_the_kernels_cannot_take_falls_to_the_reference():
+    _, _, value, locations, weights = problem(((3, 4), (1, 1)), D=6)
+    assert ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights).shape == (2, 5, 12)
+    for backend in COMPILED:
+        with pytest.raises(ValueError, match="cannot take"):
+            ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights, backend)
+
+
+def test_meta_tensors_have_shapes():
+    query, key, value, locations, weights = (x.to("meta") for x in problem(((3, 4), (1, 1))))
+    assert ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights).shape == (2, 5, 16)
+    assert key_aware_deform_attn(query, key, value, ((3, 4), (1, 1)), locations).shape == (2, 5, 16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_reference_on_a_gpu():
+    _, _, value, locations, weights = problem(((3, 4), (1, 1)))
+    there = ms_deform_attn(
+        *(x.cuda() if torch.is_tensor(x) else x for x in (value, ((3, 4), (1, 1)), locations, weights))
+    )
+    torch.testing.assert_close(there.cpu(), ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights))
