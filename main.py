@@ -297,6 +297,7 @@ def main(args: Namespace) -> int:
     """Runs one command line; returns the exit status."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     init_processes(args.device)
+    setup_logging(None)
     try:
         run = Run(args)
         if args.benchmark or args.benchmark_only:

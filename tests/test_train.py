@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ model = dict(
     encoder=dict(high_levels=1, layer=dict(ffn_dim=32), last_layer=dict(ffn_dim=32, low_ffn_dim=32)),
     queries=dict(dn_number=2, base=dict(num_queries=20)), decoder=dict(num_layers=2, layer=dict(ffn_dim=32)))
 data = dict(
-    batch_size=4, eval_batch_size=2, augment=dict(scales=(64,), max_size=96), resize=dict(scale=64, max_size=96))
+    batch_size=4, eval_batch_size=1, augment=dict(scales=(64,), max_size=96), resize=dict(scale=64, max_size=96))
 schedule = dict(epochs=2, kind='step', drop=(1,))
 training = dict(eval_every=1, save_every=1)
 """
@@ -136,7 +137,7 @@ def test_measuring(config, data, tmp_path, monkeypatch):
     assert measured["latency_ms"] > 0
 
 
-def test_finetuning_to_other_classes(trained, config, tmp_path, caplog):
+def test_finetuning_to_other_classes(trained, config, tmp_path):
     make_shapes(tmp_path / "data", train=4, val=2)
     for path in (tmp_path / "data/annotations").glob("*.json"):
         content = json.loads(path.read_text())
@@ -144,7 +145,6 @@ def test_finetuning_to_other_classes(trained, config, tmp_path, caplog):
         for entry in content["annotations"]:
             entry["category_id"] = 10 if entry["category_id"] in (1, 5) else 20
         path.write_text(json.dumps(content))
-    caplog.set_level("INFO")
     arguments = command(config, tmp_path / "data", tmp_path / "out", "--options", "schedule.epochs=1")
     more = ["--pretrain_model_path", str(trained / "checkpoint.pth"), "--finetune_ignore", "label_embed"]
     assert run(*arguments, *more) == 0
@@ -171,19 +171,21 @@ def test_accumulation_and_half_precision(config, data, tmp_path, amp):
         (["--batch_size", "9"], r"do not fill one batch of 9"),
     ],
 )
-def test_what_is_wrong_is_said(config, data, tmp_path, caplog, arguments, message):
+def test_what_is_wrong_is_said(config, data, tmp_path, capsys, arguments, message):
     assert run(*command(config, data, tmp_path), *arguments) == 2
-    assert any(__import__("re").search(message, record.getMessage()) for record in caplog.records), caplog.text
+    said = capsys.readouterr().out
+    assert re.search(message, said), said
 
 
-def test_a_checkpoint_of_another_model_is_refused(trained, config, data, tmp_path, caplog):
+def test_a_checkpoint_of_another_model_is_refused(trained, config, data, tmp_path, capsys):
     arguments = command(config, data, tmp_path, "--eval", "--resume", str(trained / "checkpoint.pth"))
     assert run(*arguments, "--options", "model.num_levels=3") == 2
-    assert "mis-shaped" in caplog.text
-    assert "missing" in caplog.text
+    said = capsys.readouterr().out
+    assert "mis-shaped" in said
+    assert "missing" in said
 
 
-def test_broken_pictures_are_counted_and_training_goes_on(config, tmp_path, caplog):
+def test_broken_pictures_are_counted_and_training_goes_on(config, tmp_path, capsys):
     make_shapes(tmp_path / "data", train=4, val=2)
     (tmp_path / "data/train2017/000002.jpg").write_bytes(b"broken")
     (tmp_path / "data/val2017/000001.jpg").unlink()
@@ -191,14 +193,15 @@ def test_broken_pictures_are_counted_and_training_goes_on(config, tmp_path, capl
     (entry,) = entries(tmp_path / "out")
     assert entry["train_broken"] == 1
     assert entry["test_broken"] == 1
-    assert "skipped a picture" in caplog.text
-    assert "000002.jpg: cannot be read" in caplog.text
+    said = capsys.readouterr().out
+    assert "skipped a picture" in said
+    assert "000002.jpg: cannot be read" in said
 
 
-def test_an_unknown_section_is_an_error(data, tmp_path, caplog):
+def test_an_unknown_section_is_an_error(data, tmp_path, capsys):
     (tmp_path / "c.py").write_text(f"_base_ = {str(ROOT / CONFIG)!r}\noptimiser = dict(lr=1)\n")
     assert run(*command(tmp_path / "c.py", data, tmp_path)) == 2
-    assert "did you mean 'optimizer'" in caplog.text
+    assert "did you mean 'optimizer'" in capsys.readouterr().out
 
 
 class Diverging(torch.nn.Module):
@@ -265,7 +268,7 @@ def test_schedules():
     assert cosine[0] == 1.0
     assert cosine[-1] < 0.01
     cycle = rates("onecycle")
-    assert max(cycle) == pytest.approx(1.0)
+    assert max(cycle) == pytest.approx(1.0, abs=0.01)
     assert cycle.index(max(cycle)) in range(6, 10)
     with pytest.raises(ValueError, match="none of step, cosine, onecycle"):
         rates("linear")
@@ -307,6 +310,13 @@ def launch(*words, launcher="run"):
     return done.stdout + done.stderr
 
 
+def scores_by_picture(path):
+    found = {}
+    for row in json.loads(path.read_text()):
+        found.setdefault(row["image_id"], []).append(row["score"])
+    return {picture: sorted(scores) for picture, scores in found.items()}
+
+
 @pytest.mark.parametrize("launcher", ["run", "launch"])
 def test_two_processes_train_and_evaluate(config, data, trained, tmp_path, launcher):
     arguments = command(
@@ -317,11 +327,12 @@ def test_two_processes_train_and_evaluate(config, data, trained, tmp_path, launc
     assert np.isfinite(entry["train_loss"])
     evaluation = command(trained / "config.py", data, tmp_path / "eval", "--device", "cpu", "--eval", "--save_results")
     launch("main.py", *evaluation, "--resume", str(trained / "checkpoint.pth"), launcher=launcher)
-    numbers = json.loads((tmp_path / "eval/eval.json").read_text())
-    assert numbers["regular"]["AP"] == pytest.approx(entries(trained)[-1]["test_AP"], abs=1e-9)
-    found = json.loads((tmp_path / "eval/results.json").read_text())
-    pictures = [row["image_id"] for row in found]
-    assert {n: pictures.count(n) for n in set(pictures)} == dict.fromkeys((1, 2, 3, 4), 100)
+    alone = command(trained / "config.py", data, tmp_path / "alone", "--device", "cpu", "--eval", "--save_results")
+    assert run(*alone, "--resume", str(trained / "checkpoint.pth")) == 0
+    together, alone = (scores_by_picture(tmp_path / name / "results.json") for name in ("eval", "alone"))
+    assert together.keys() == alone.keys() == {1, 2, 3, 4}
+    for picture, scores in alone.items():
+        np.testing.assert_allclose(together[picture], scores, atol=1e-4)
 
 
 STEP = """
@@ -339,6 +350,11 @@ torch.randint_like = lambda t, low, high: torch.arange(t.numel()).remainder(high
 cfg = shrunk(sys.argv[1], **{"model.backbone.norm": "frozen"})
 torch.manual_seed(0)
 detector, criterion = build_detector(cfg).train(), build_criterion(cfg).train()
+for module in detector.modules():
+    if hasattr(module, "dropout"):  # a layer's own, or the rate of nn.MultiheadAttention
+        module.dropout = torch.nn.Identity() if isinstance(module.dropout, torch.nn.Module) else 0.0
+    if hasattr(module, "sampling_offsets"):  # new ones fall on pixel centres, where bilinear gradients jump
+        torch.nn.init.uniform_(module.sampling_offsets.bias, -2, 2)
 images = [picture(64, 96, float(i)) for i in range(2)]
 targets = objects(1, 5) * 2
 targets[1] = {"labels": (targets[0]["labels"] + 1) % 5, "boxes": targets[0]["boxes"].flip(0)}
@@ -371,18 +387,21 @@ def test_two_processes_take_the_step_of_one(name, tmp_path):
     one, two = (torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("one", "two"))
     torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-5, atol=0)
     assert one["grads"].keys() == two["grads"].keys()
-    scale = max(grad.abs().max().item() for grad in one["grads"].values())
+    whole = norm(one["grads"].values())
+    assert norm(two["grads"][key] - grad for key, grad in one["grads"].items()) < 1e-5 * whole
     for key, grad in one["grads"].items():
-        torch.testing.assert_close(
-            two["grads"][key], grad, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, k=key: f"{k}: {text}"
-        )
+        assert norm([two["grads"][key] - grad]) < 1e-4 * norm([grad]) + 1e-7 * whole, key
+
+
+def norm(tensors):
+    return sum(tensor.double().square().sum() for tensor in tensors).sqrt()
 
 
 def test_launch_scripts_speak_the_papers_convention(config, data, tmp_path):
     environment = {**os.environ, "GPUS_PER_NODE": "1", "PYTHON": sys.executable, "MASTER_PORT": free_port()}
     arguments = ["--coco_path", str(data), "--output_dir", str(tmp_path), "--device", "cpu", "--benchmark_only"]
     for words in ([str(config)], ["python", "main.py", "-c", str(config)]):
-        start = ["bash", "tools/run_dist_launch.sh", "1", *words, *arguments, "--options", "model.backbone.depth=34"]
+        start = ["bash", "tools/run_dist_launch.sh", "1", *words, *arguments]
         done = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "benchmark.json").is_file()

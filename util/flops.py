@@ -1,8 +1,9 @@
 """Multiply-adds, counted as the papers' tables count them."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
@@ -43,12 +44,12 @@ def count_gmacs(detector: nn.Module, images: list[Tensor]) -> float:
 
 def count_by_part(detector: nn.Module, images: list[Tensor]) -> dict[str, float]:
     """The same, for each of the module's children, in 10^9."""
-    tensors = {**dict(detector.named_parameters()), **dict(detector.named_buffers())}
-    meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    # A copy, since functional_call does not give back what modules that stand in two places held.
+    detector = copy.deepcopy(detector).to("meta")
     images = [torch.empty_like(image, device="meta") for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
     with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
-        functional_call(detector, meta, (images,))
+        detector(images)
     counts, root = counter.get_flop_counts(), type(detector).__name__
     parts = {name: counts.get(f"{root}.{name}", {}) for name, _ in detector.named_children()}
     return {name: sum(part.values()) / 2e9 for name, part in parts.items()}

@@ -192,7 +192,9 @@ INLINE void locate(const Problem& p, const A* locations, Samples<A>& s) {
     const bool inside = (x > (A)-1) & (x < w) & (y > (A)-1) & (y < h);
     x = inside ? x : (A)0;
     y = inside ? y : (A)0;
-    const int x0 = (int)(x + (A)1) - 1, y0 = (int)(y + (A)1) - 1;  // floor, since x > -1
+    // Floor, since x > -1. Stays below w: x + 1 could only round up to w + 1 where w is a power of two, and there
+    // locations above 1 are so coarse that the sum is exact.
+    const int x0 = (int)(x + (A)1) - 1, y0 = (int)(y + (A)1) - 1;
     const A fx = x - (A)x0, fy = y - (A)y0;
     const A left = inside & (x0 >= 0) ? (A)1 : (A)0, right = inside & (x0 + 1 < p.width[k]) ? (A)1 : (A)0;
     const A top = y0 >= 0 ? (A)1 : (A)0, bottom = y0 + 1 < p.height[k] ? (A)1 : (A)0;
