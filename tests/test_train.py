@@ -306,7 +306,7 @@ def launch(*words, launcher="run"):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     start = [sys.executable, "-m", f"torch.distributed.{launcher}", "--nproc_per_node=2", "--master_port", free_port()]
     done = subprocess.run([*start, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-10000:]
     return done.stdout + done.stderr
 
 
@@ -342,35 +342,39 @@ from torch.nn.parallel import DistributedDataParallel
 from models import build_criterion, build_detector
 from tests.golden import objects, picture
 from tests.tiny import shrunk
-from util.distributed import init_processes, leave_processes, rank, world_size
+from util.distributed import init_processes, leave_processes, mean_over_processes, rank, world_size
 
-init_processes("cpu")
 torch.rand_like = lambda t: torch.full(t.shape, 0.4)
 torch.randint_like = lambda t, low, high: torch.arange(t.numel()).remainder(high - low).view(t.shape).to(t.dtype) + low
-cfg = shrunk(sys.argv[1], **{"model.backbone.norm": "frozen"})
-torch.manual_seed(0)
-detector, criterion = build_detector(cfg).train(), build_criterion(cfg).train()
-for module in detector.modules():
-    if hasattr(module, "dropout"):  # a layer's own, or the rate of nn.MultiheadAttention
-        module.dropout = torch.nn.Identity() if isinstance(module.dropout, torch.nn.Module) else 0.0
-    if hasattr(module, "sampling_offsets"):  # new ones fall on pixel centres, where bilinear gradients jump
-        torch.nn.init.uniform_(module.sampling_offsets.bias, -2, 2)
-images = [picture(64, 96, float(i)) for i in range(2)]
-targets = objects(1, 5) * 2
-targets[1] = {"labels": (targets[0]["labels"] + 1) % 5, "boxes": targets[0]["boxes"].flip(0)}
-model = detector
-if world_size() > 1:
-    images, targets = images[rank() : rank() + 1], targets[rank() : rank() + 1]
-    model = DistributedDataParallel(detector)
-losses, _ = criterion(model(images, targets), targets)
-total = sum(losses.values())
-total.backward()
-if world_size() > 1:
-    torch.distributed.all_reduce(total)
-    total = total / world_size()
-if rank() == 0:
-    grads = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
-    torch.save({"loss": total.detach(), "grads": grads}, sys.argv[2])
+
+
+def step(config, output):
+    cfg = shrunk(config, **{"model.backbone.norm": "frozen"})
+    torch.manual_seed(0)
+    detector, criterion = build_detector(cfg).train(), build_criterion(cfg).train()
+    for module in detector.modules():
+        if hasattr(module, "dropout"):  # a layer's own, or the rate of nn.MultiheadAttention
+            module.dropout = torch.nn.Identity() if isinstance(module.dropout, torch.nn.Module) else 0.0
+        if hasattr(module, "sampling_offsets"):  # new ones fall on pixel centres, where bilinear gradients jump
+            torch.nn.init.uniform_(module.sampling_offsets.bias, -2, 2)
+    images = [picture(64, 96, float(i)) for i in range(2)]
+    targets = objects(1, 5) * 2
+    targets[1] = {"labels": (targets[0]["labels"] + 1) % 5, "boxes": targets[0]["boxes"].flip(0)}
+    model = detector
+    if world_size() > 1:
+        images, targets = images[rank() : rank() + 1], targets[rank() : rank() + 1]
+        model = DistributedDataParallel(detector)
+    losses, _ = criterion(model(images, targets), targets)
+    total = sum(losses.values())
+    total.backward()
+    total = mean_over_processes(total.detach())
+    if rank() == 0:
+        grads = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        torch.save({"loss": total, "grads": grads}, output)
+
+
+init_processes("cpu")
+step(*sys.argv[1:])
 leave_processes()
 """
 

@@ -1,0 +1,74 @@
+"""Writes docs/models.md: every model of config/ with what it costs and what its paper reports.
+
+usage: python -m tools.model_table
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import torch
+
+from models import build_detector
+from util.benchmark import SIZE
+from util.config import load_config
+from util.flops import count_gmacs
+
+ROOT = Path(__file__).parent.parent
+PAPERS = {
+    "deformable_detr": "[Deformable DETR](https://arxiv.org/abs/2010.04159)",
+    "DINO": "[DINO](https://arxiv.org/abs/2203.03605)",
+    "lite_detr": "[Lite DETR](https://arxiv.org/abs/2303.07335)",
+}
+"""Paper of a family's folder; models of other folders are this project's own."""
+SCHEDULE = re.compile(r"_\d+e$")
+HEAD = f"""\
+# Models
+
+Written by `python -m tools.model_table`. AP on COCO val2017 is **as published**, by the paper or with its code's
+checkpoints; nothing here was trained to the end with this code. Parameters (all, and those that train) and
+multiply-adds (one picture of {SIZE[0]}x{SIZE[1]}, counted as published tables count) are this code's. "Checked": an
+official checkpoint of generated weights loads, and gives the outputs, losses and gradients of the paper's code.
+
+| model | config | parameters, M | trainable, M | multiply-adds, G | AP as published | checked |
+|---|---|---|---|---|---|---|
+"""
+
+
+def rows(folder: Path) -> list[str]:
+    """The table's rows of one family. Longer schedules of a model share its row."""
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        if SCHEDULE.search(path.stem):
+            continue
+        reported = [said for said in map(published, (path, *sorted(folder.glob(f"{path.stem}_*e.py")))) if said]
+        cfg = load_config(path)
+        detector = build_detector(cfg)
+        total = sum(p.numel() for p in detector.parameters()) / 1e6
+        trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad) / 1e6
+        gmacs = count_gmacs(detector, [torch.empty(3, *SIZE)])
+        checked = "yes" if any((ROOT / "tests/recordings").glob(f"*/{path.stem}.npz")) else ""
+        link = f"[{path.stem}](../{path.relative_to(ROOT).as_posix()})"
+        about = ast.get_docstring(ast.parse(path.read_text())).split("\n")[0].split(":")[0].rstrip(".")
+        ap = ", ".join(reported)
+        found.append(f"| {about} | {link} | {total:.1f} | {trainable:.1f} | {gmacs:.1f} | {ap} | {checked} |")
+    return found
+
+
+def published(path: Path) -> str:
+    """What a config's docstring says that its paper reports, and a variant's schedule; may be empty."""
+    said = re.search(r"([\d.]+) AP as published", ast.get_docstring(ast.parse(path.read_text())))
+    schedule = SCHEDULE.search(path.stem)
+    return (said[1] + (f" ({schedule[0][1:-1]} epochs)" if schedule else "")) if said else ""
+
+
+def main():
+    lines = []
+    for folder in sorted(path for path in (ROOT / "config").iterdir() if path.is_dir() and path.name != "_base_"):
+        paper = PAPERS.get(folder.name, "This project's own")
+        lines += [f"| **{paper}** | | | | | | |", *rows(folder)]
+    (ROOT / "docs/models.md").write_text(HEAD + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
