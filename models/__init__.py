@@ -3,25 +3,31 @@
 Importing the parts is what makes them known by name: a new part needs its line here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 import models.backbones.resnet
+import models.criteria.terms
+import models.decoders.conditional
 import models.decoders.deformable
+import models.decoders.dense
 import models.encoders.deformable
+import models.encoders.dense
 import models.encoders.interleaved
+import models.encoders.poll_and_pool
 import models.layers.deformable_attention
+import models.layers.dense
 import models.layers.head
 import models.layers.position
 import models.layers.transformer
 import models.neck
+import models.postprocess
 import models.queries.denoising
 import models.queries.learned
 import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
-from models.postprocess import SigmoidTopK
 from models.registry import PARTS
 from util.config import ConfigDict, ConfigError, nearest, where_of
 from util.registry import call
@@ -78,6 +84,6 @@ def build_criterion(cfg: ConfigDict) -> Criterion:
     )
 
 
-def build_postprocessor(cfg: ConfigDict) -> SigmoidTopK:
-    """What turns outputs into boxes in pixels, as `cfg.postprocess` says."""
+def build_postprocessor(cfg: ConfigDict) -> Callable:
+    """(output, sizes) -> results: what turns outputs into boxes in pixels, as `cfg.postprocess` says."""
     return PARTS.build(cfg.postprocess)

@@ -56,3 +56,35 @@ class PyramidNeck(nn.Module):
             shapes=shapes,
             extents=tuple(zip(*extents, strict=True)),
         )
+
+
+@PARTS.register
+class SingleMapNeck(nn.Module):
+    """Projects one map with a 1x1 convolution and flattens it to a pyramid of one level (DETR, section 3.2).
+
+    Args:
+        in_channels: widths of the backbone's maps, of which there must be one.
+        d_model: width of the tokens.
+        position: makes the position encoding.
+    """
+
+    def __init__(self, in_channels: list[int], d_model: int, position: Callable[[], nn.Module]):
+        super().__init__()
+        if len(in_channels) != 1:
+            raise ValueError(f"reads one map, the backbone returns {len(in_channels)}: name its last stage alone")
+        self.proj = nn.Conv2d(in_channels[0], d_model, 1)
+        self.position = position()
+
+    def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:
+        """The map (B, C, H, W) and the pictures that it was made of -> the pyramid."""
+        projected = self.proj(maps[0])
+        shape = (projected.shape[-2], projected.shape[-1])
+        extents = batch.extents(*shape)
+        padding = padding_of(extents, shape, projected.device)
+        return Pyramid(
+            tokens=projected.flatten(2).transpose(1, 2),
+            pos=self.position(padding).flatten(2).transpose(1, 2),
+            padding=padding.flatten(1),
+            shapes=(shape,),
+            extents=tuple((extent,) for extent in extents),
+        )

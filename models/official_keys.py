@@ -40,7 +40,34 @@ DINO = {
     r"^label_enc\.weight$": "queries.label_embed.weight",
 }
 
-FAMILIES = {"deformable_detr": DEFORMABLE_DETR, "dino": DINO, "lite_dino": DINO}
+DETR = {
+    **BACKBONE,
+    r"^input_proj\.": "neck.proj.",
+    r"^transformer\.encoder\.layers\.": "encoder.layers.",
+    r"^transformer\.decoder\.(layers|norm)\.": r"decoder.\1.",
+    r"^(class|bbox)_embed\.": r"decoder.head.\1_embed.",
+    r"^query_embed\.weight$": "queries.embed.weight",
+}
+
+CONDITIONAL_DETR = {
+    **DETR,
+    r"^transformer\.decoder\.(ref_point_head|query_scale)\.": r"decoder.\1.",
+}
+
+PNP_DETR = {
+    **DETR,
+    r"^transformer\.encoder\.layers\.": "encoder.base.layers.",
+    r"^transformer\.sampler\.": "encoder.",
+}
+
+FAMILIES = {
+    "deformable_detr": DEFORMABLE_DETR,
+    "dino": DINO,
+    "lite_dino": DINO,
+    "detr": DETR,
+    "conditional_detr": CONDITIONAL_DETR,
+    "pnp_detr": PNP_DETR,
+}
 
 DERIVED = re.compile(r"(num_batches_tracked|relative_position_index|total_params|total_ops)$")
 """Entries that hold no weights: counters, tables that follow from the architecture, leftovers of FLOP counters."""

@@ -9,6 +9,12 @@ from models.structures import DetectorOutput
 from util.box_ops import cxcywh_to_xyxy
 
 
+def in_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """(B, Q, 4) as cx, cy, w, h in (0, 1), and (B, 2) heights and widths -> (B, Q, 4) as x0, y0, x1, y1 in pixels."""
+    height, width = sizes.to(boxes.device).unbind(1)
+    return cxcywh_to_xyxy(boxes.float()) * torch.stack([width, height, width, height], 1)[:, None]
+
+
 @PARTS.register
 class SigmoidTopK:
     """The best (query, class) pairs of each picture; one query may answer with several classes.
@@ -36,12 +42,24 @@ class SigmoidTopK:
         scores, index = scores.topk(min(self.num_select, scores.shape[1]), dim=1)
         labels = index % output.logits.shape[-1]
         query = index // output.logits.shape[-1]
-        height, width = sizes.to(scores.device).unbind(1)
-        boxes = cxcywh_to_xyxy(output.boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
-        boxes = boxes * torch.stack([width, height, width, height], 1)[:, None]
+        boxes = in_pixels(output.boxes.gather(1, query[..., None].expand(-1, -1, 4)), sizes)
         results = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
         return results if self.nms_iou is None else [self._suppressed(result) for result in results]
 
     def _suppressed(self, result: dict[str, Tensor]) -> dict[str, Tensor]:
         kept = batched_nms(result["boxes"], result["scores"], result["labels"], self.nms_iou)
         return {name: values[kept] for name, values in result.items()}
+
+
+@PARTS.register
+class SoftmaxBest:
+    """One detection for every query: its best class, "no object" (the last one) left aside."""
+
+    @torch.no_grad()
+    def __call__(self, output: DetectorOutput, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """Detections of every picture; arguments and result as in SigmoidTopK."""
+        scores, labels = output.logits.float().softmax(-1)[..., :-1].max(-1)
+        scores, order = scores.sort(dim=1, descending=True)
+        labels = labels.gather(1, order)
+        boxes = in_pixels(output.boxes.gather(1, order[..., None].expand(-1, -1, 4)), sizes)
+        return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]

@@ -59,8 +59,9 @@ def assert_losses(losses, recorded, weights):
 
 def official_weight(recording):
     """{official loss name: its weight}, from the criterion's own parts."""
-    losses = build_criterion(recording.cfg).losses
-    return lambda name: losses[re.match(r"loss_(ce|bbox|giou)", name)[1]].weight
+    criterion = build_criterion(recording.cfg)
+    losses = {f"loss_{name}": loss for name, loss in criterion.losses.items()} | criterion.terms
+    return lambda name: losses[re.match(r"loss_(ce|bbox|giou)|.*", name)[0]].weight
 
 
 def assert_gradients(detector, recording, recorded):
@@ -97,10 +98,35 @@ def test_equals_the_papers_code(recording, monkeypatch):
 
 
 def test_multiply_adds(recording):
-    """The count of the published tables, within half a percent."""
-    height, width = recording.spec["gmacs"]["size"]
-    gmacs = count_gmacs(recording.detector(), [picture(height, width)])
-    assert gmacs == pytest.approx(recording.spec["gmacs"]["total"], rel=5e-3)
+    """The count of the published tables, within half a percent, and what their counter missed."""
+    recorded = recording.spec.get("gmacs")
+    if recorded is None:
+        pytest.skip("not counted")
+    gmacs = count_gmacs(recording.detector(), [picture(*recorded["size"])])
+    most = recorded["total"] + recorded.get("missed_at_most", 0)
+    assert 0.995 * recorded["total"] <= gmacs <= 1.005 * most
+
+
+def test_multiply_adds_under_a_mask_count():
+    """What the counter would have said, had it seen the products under masks."""
+    for name, right in (("detr/detr_r50", 84.9), ("conditional_detr/conditional_detr_r50_dc5", 190.8)):
+        assert count_gmacs(Recording(name).detector(), [picture(850, 1040)]) == pytest.approx(right, abs=0.05)
+
+
+@pytest.mark.parametrize("name", recordings("pnp_detr"))
+def test_sampling_takes_the_recorded_tokens(name):
+    """Batches of two and three pictures of different sizes, which keep different numbers of tokens."""
+    recording = Recording(name)
+    if "sampler" not in recording.spec:
+        pytest.skip("not recorded")
+    detector = recording.detector()
+    for batch in recording.spec["sampler"]:
+        images = [picture(h, w, float(i)) for i, (h, w) in enumerate(batch["sizes"])]
+        with torch.no_grad():
+            index = detector(images).aux["sample_index"]
+        assert index.shape[1] == max(batch["kept_per_image"])
+        for ours, recorded, kept in zip(index, batch["sampled_indices"], batch["kept_per_image"], strict=True):
+            assert sorted(ours[:kept].tolist()) == sorted(recorded[:kept])
 
 
 DRAWS = {

@@ -36,6 +36,32 @@ class FocalLoss:
 
 
 @PARTS.register
+class SoftmaxCrossEntropy:
+    """Cross entropy of all predictions, the unpaired ones being "no object", which is the last class (DETR, 3.1).
+
+    The mean over predictions and pictures, weighted by the wanted class; the number of boxes plays no part.
+
+    Args:
+        weight: its share in the total.
+        no_object: weight of a prediction that should find nothing.
+    """
+
+    def __init__(self, weight: float, no_object: float = 0.1):
+        self.weight, self.no_object = weight, no_object
+
+    def __call__(self, predicted: Detections, targets: Targets, pairs: Pairs, num_boxes: Tensor) -> Tensor:
+        """(N, B, Q, K) logits -> (N,)."""
+        logits = predicted.logits.float()
+        N, nothing = len(logits), logits.shape[-1] - 1
+        layer = torch.arange(N, device=logits.device)[:, None]
+        labels = torch.full(logits.shape[:-1], nothing, device=logits.device)
+        labels = labels.index_put((layer, pairs.picture, pairs.query), targets.labels[pairs.target])
+        surprise = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(N, -1)
+        weights = torch.where(labels == nothing, self.no_object, 1.0).view(N, -1)
+        return (surprise * weights).sum(1) / weights.sum(1)
+
+
+@PARTS.register
 class BoxL1:
     """Sum of absolute differences of cx, cy, w, h over the pairs, divided by the number of boxes (DETR, A.2)."""
 

@@ -69,7 +69,8 @@ class HungarianMatcher:
     """The cheapest one-to-one assignment of targets to predictions (DETR, equation 1).
 
     Args:
-        ce, bbox, giou: weights of the three costs: focal (Deformable DETR), L1, negative generalized IoU.
+        ce, bbox, giou: weights of the three costs: class (focal here, as in Deformable DETR), L1, negative generalized
+            IoU.
         eps: of the generalized IoU; DINO takes 1e-6.
     """
 
@@ -90,16 +91,18 @@ class HungarianMatcher:
             max=len(targets.labels) - 1
         )  # (B, T'); surplus unused
         labels, boxes = targets.labels[index], targets.boxes[index]
-        chosen = detections.logits.float().gather(-1, labels[None, :, None].expand(N, -1, Q, -1))
         predicted = detections.boxes.float()[..., None, :]
         wanted = boxes[:, None]
         cost = self.bbox * (predicted - wanted).abs().sum(-1)
-        cost = cost + self.ce * self.class_cost(chosen)
+        cost = cost + self.ce * self.class_cost(detections.logits.float(), labels[None, :, None].expand(N, -1, Q, -1))
         return cost - self.giou * generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted), self.eps)
 
-    def class_cost(self, logits: Tensor) -> Tensor:
-        """What the focal loss would fall by if this logit's target were 1 instead of 0, elementwise."""
-        p = logits.sigmoid()
+    def class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What the focal loss would fall by if a label's target were 1 instead of 0.
+
+        (N, B, Q, K) and (N, B, Q, T') -> (N, B, Q, T').
+        """
+        p = logits.gather(-1, labels).sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return positive - negative
@@ -116,6 +119,15 @@ class HungarianMatcher:
             pairs.append(_assign(matrix, targets.counts, detections))
             start = stop
         return pairs
+
+
+@PARTS.register
+class SoftmaxHungarianMatcher(HungarianMatcher):
+    """The same where classes exclude each other: the first cost is the class's negative probability (DETR, 3.1)."""
+
+    def class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, B, Q, K) and (N, B, Q, T') -> (N, B, Q, T')."""
+        return -logits.softmax(-1).gather(-1, labels)
 
 
 def _assign(cost: np.ndarray | None, counts: tuple[int, ...], detections: Detections) -> Pairs:

@@ -50,3 +50,22 @@ class DetectionHead(nn.Module):
         if logits.shape[-1] == 4:
             return delta + logits
         return delta + nn.functional.pad(logits, (0, 2))
+
+
+@PARTS.register
+class SoftmaxHead(nn.Module):
+    """DETR's head: logits of the classes and, last, of "no object"; a box without any reference (DETR, section 3.2).
+
+    Args:
+        d_model: channels in.
+        num_classes: classes; there is one logit more.
+    """
+
+    def __init__(self, d_model: int, num_classes: int):
+        super().__init__()
+        self.class_embed = nn.Linear(d_model, num_classes + 1)
+        self.bbox_embed = MLP(d_model, d_model, d_model, 4)
+
+    def forward(self, hidden: Tensor) -> Detections:
+        """(..., C) -> logits (..., num_classes + 1) and boxes."""
+        return Detections(self.class_embed(hidden).float(), self.bbox_embed(hidden).float().sigmoid())

@@ -1,9 +1,10 @@
 """Queries that are learned and the same for every picture."""
 
+import torch
 from torch import Tensor, nn
 
 from models.registry import PARTS
-from models.structures import Pyramid, Queries, QueryGroup
+from models.structures import Pyramid, Queries, QueryGroup, TokenSet
 
 
 @PARTS.register
@@ -28,3 +29,23 @@ class LearnedPointQueries(nn.Module):
         pos, content = self.embed.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
         reference: Tensor = self.reference_points(pos).float().sigmoid()
         return Queries(content, pos, reference, self.groups), {}
+
+
+@PARTS.register
+class LearnedQueries(nn.Module):
+    """DETR's queries: a learned position each; their content starts empty (DETR, section 3.2).
+
+    Args:
+        num_queries: how many.
+        d_model: channels.
+    """
+
+    def __init__(self, num_queries: int, d_model: int):
+        super().__init__()
+        self.groups = (QueryGroup("matching", num_queries),)
+        self.embed = nn.Embedding(num_queries, d_model)
+
+    def forward(self, memory: TokenSet, targets: list[dict] | None) -> tuple[Queries, dict]:
+        """The same queries for each of the B pictures."""
+        pos = self.embed.weight.expand(len(memory.tokens), -1, -1)
+        return Queries(torch.zeros_like(pos), pos, None, self.groups), {}
