@@ -17,19 +17,22 @@ KEPT = re.compile(
     r"sizes|sizes_train|num_labels|parameters|rounding_noise|losses.*|grad_norms.*|scale_after_fill|state_dict|"
     r"weight_dict|loss_noise.*|grad_noise.*|k_one2many|lambda_one2many"
 )
-WHOLE = re.compile(r"encoder_topk_index|attn_mask_packed|dn_box_queries|dn_label_queries_ch0_8|post[._].*")
+WHOLE = re.compile(
+    r"encoder_topk_index|attn_mask_packed|dn_box_queries|dn_label_queries_ch0_8|post[._].*|query_topk|"
+    r"backbone_topk_\d|dam_target_\d"
+)
 STEP = 6
 
 
 def compact(source: Path, target: Path):
     """One recording."""
-    recorded = json.loads(source.with_suffix(".json").read_text())
+    recorded = json.loads(source.with_name(f"{source.name}.json").read_text())
     spec = {key: value for key, value in recorded.items() if KEPT.fullmatch(key)}
-    spec["gmacs"] = {"size": recorded["gmacs"]["size"], "total": recorded["gmacs"]["total"]}
+    spec["gmacs"] = recorded["gmacs"] and {key: recorded["gmacs"][key] for key in ("size", "total")}
     # Second names of tied weights are written as a reference to the first.
     spec["state_dict"] = {key: entry["alias_of"] or entry["shape"] for key, entry in recorded["state_dict"].items()}
     arrays = {}
-    for key, values in np.load(source.with_suffix(".npz")).items():
+    for key, values in np.load(source.with_name(f"{source.name}.npz")).items():
         if WHOLE.search(key):
             arrays[key] = values
         elif values.ndim > 1:
