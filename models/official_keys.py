@@ -61,6 +61,13 @@ DERIVED = re.compile(r"(num_batches_tracked|relative_position_index|total_params
 """Entries that hold no weights: counters, tables that follow from the architecture, leftovers of FLOP counters."""
 
 
+SCRL = {
+    r"^encoder\.0\.": "conv1.",
+    r"^encoder\.1\.": "bn1.",
+    **{rf"^encoder\.{3 + stage}\.": f"layer{stage}." for stage in (1, 2, 3, 4)},
+}
+"""A ResNet as SCRL's checkpoints store it (Spatially Consistent Representation Learning), in torchvision's names."""
+
 SCORED_WITH = ("queries.features.", "encoder.features.")
 """Sparse DETR's encoder scores tokens with the first stage's projection, which therefore stands in two places."""
 
@@ -93,6 +100,16 @@ def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Te
         first, second = SCORED_WITH
         shared = [key for key in converted if key.startswith(first)]
         converted |= {key.replace(first, second): converted[key] for key in shared}
+    return converted
+
+
+def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of an SCRL checkpoint's online network, under torchvision's key names; the rest is left out."""
+    converted = {}
+    for key, value in state_dict.items():
+        if key.startswith("encoder."):
+            rule = next((rule for rule in SCRL.items() if re.match(rule[0], key)), (r"^", ""))
+            converted[re.sub(*rule, key)] = value
     return converted
 
 
