@@ -29,10 +29,10 @@ class TopKProposals(nn.Module):
         features: makes what projects tokens before they are scored.
         score: "first" (the first logit means objectness) or "max" (the best class).
         boxes_of: whose boxes the head computes while training: "all" tokens, or the "chosen" ones alone.
-        num_one2many: how many further tokens are chosen while training, as a group of their own, "one2many", that
-            nobody else sees (H-DETR, section 3.2).
         supervise: whose detections go to the criterion as site "proposals": "all" or "chosen". Needs boxes_of="all" for
             "all".
+        num_one2many: how many further tokens are chosen while training, as a group of their own, "one2many", that
+            nobody else sees (H-DETR, section 3.2).
     """
 
     def __init__(
