@@ -4,11 +4,13 @@ Importing the parts is what makes them known by name: a new part needs its line 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 
 import models.backbones.resnet
 import models.criteria.terms
+import models.criteria.token_selection
 import models.decoders.conditional
 import models.decoders.deformable
 import models.decoders.dense
@@ -16,6 +18,7 @@ import models.encoders.deformable
 import models.encoders.dense
 import models.encoders.interleaved
 import models.encoders.poll_and_pool
+import models.encoders.sparse
 import models.layers.deformable_attention
 import models.layers.dense
 import models.layers.head
@@ -28,6 +31,7 @@ import models.queries.learned
 import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
+from models.layers.scoring import ProposalFeatures
 from models.registry import PARTS
 from util.config import ConfigDict, ConfigError, nearest, where_of
 from util.registry import call
@@ -35,6 +39,7 @@ from util.registry import call
 __all__ = ["build_criterion", "build_detector", "build_postprocessor"]
 
 STAGES = ("backbone", "neck", "encoder", "queries", "decoder")
+CRITERION = ("matcher", "losses", "supervise", "terms", "metrics")
 
 
 def build_detector(cfg: ConfigDict) -> Detector:
@@ -48,7 +53,8 @@ def build_detector(cfg: ConfigDict) -> Detector:
     """
     node = cfg.model
     taken = PARTS.options()
-    shared = {}
+    # One object for all who ask: Sparse DETR scores its encoder's input and its memory with the same projection.
+    shared = {"features": cache(lambda: ProposalFeatures(node.d_model))}
     for key, value in node.items():
         if key in STAGES:
             continue
@@ -72,15 +78,14 @@ def build_criterion(cfg: ConfigDict) -> Criterion:
     """The criterion that `cfg.criterion` describes."""
     node = cfg.criterion
     for key in node:
-        if key not in ("matcher", "losses", "supervise", "terms"):
-            raise ConfigError(
-                f"{where_of(node)}: no option '{key}'; {nearest(key, ('matcher', 'losses', 'supervise', 'terms'))}"
-            )
+        if key not in CRITERION:
+            raise ConfigError(f"{where_of(node)}: no option '{key}'; {nearest(key, CRITERION)}")
     return Criterion(
         matcher=PARTS.build(node.matcher),
         losses={name: PARTS.build(loss) for name, loss in node.losses.items()},
         supervise={site: call(Supervision, rule, where=where_of(rule)) for site, rule in node.supervise.items()},
         terms={name: PARTS.build(term) for name, term in node.get("terms", {}).items()},
+        metrics={name: PARTS.build(metric) for name, metric in node.get("metrics", {}).items()},
     )
 
 

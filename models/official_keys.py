@@ -30,6 +30,13 @@ DEFORMABLE_DETR = {
     r"^transformer\.(pos_trans|pos_trans_norm)\.": r"queries.init.\1.",
 }
 
+SPARSE_DETR = {
+    **DEFORMABLE_DETR,
+    r"^transformer\.encoder\.(class|bbox)_embed\.": None,
+    **{rf"^(class|bbox)_embed\.{7 + i}\.": rf"encoder.heads.{i}.\1_embed." for i in range(5)},
+    r"^transformer\.enc_mask_predictor\.": "encoder.scorer.",
+}
+
 DINO = {
     **BACKBONE,
     **PYRAMID,
@@ -59,6 +66,7 @@ PNP_DETR = {
     r"^transformer\.encoder\.layers\.": "encoder.base.layers.",
     r"^transformer\.sampler\.": "encoder.",
 }
+H_DETR = {**DEFORMABLE_DETR, r"^query_embed\.weight$": "queries.init.embed_content.weight"}
 
 FAMILIES = {
     "deformable_detr": DEFORMABLE_DETR,
@@ -67,10 +75,23 @@ FAMILIES = {
     "detr": DETR,
     "conditional_detr": CONDITIONAL_DETR,
     "pnp_detr": PNP_DETR,
+    "sparse_detr": SPARSE_DETR,
+    "h_detr": H_DETR,
 }
 
 DERIVED = re.compile(r"(num_batches_tracked|relative_position_index|total_params|total_ops)$")
 """Entries that hold no weights: counters, tables that follow from the architecture, leftovers of FLOP counters."""
+
+
+SCRL = {
+    r"^encoder\.0\.": "conv1.",
+    r"^encoder\.1\.": "bn1.",
+    **{rf"^encoder\.{3 + stage}\.": f"layer{stage}." for stage in (1, 2, 3, 4)},
+}
+"""A ResNet as SCRL's checkpoints store it (Spatially Consistent Representation Learning), in torchvision's names."""
+
+SCORED_WITH = ("queries.features.", "encoder.features.")
+"""Sparse DETR's encoder scores tokens with the first stage's projection, which therefore stands in two places."""
 
 
 def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
@@ -97,6 +118,20 @@ def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Te
     if unknown:
         more = f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""
         raise KeyError(f"not keys of an official {family} checkpoint: {', '.join(unknown[:12])}{more}")
+    if any(key.startswith("encoder.scorer.") for key in converted):
+        first, second = SCORED_WITH
+        shared = [key for key in converted if key.startswith(first)]
+        converted |= {key.replace(first, second): converted[key] for key in shared}
+    return converted
+
+
+def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of an SCRL checkpoint's online network, under torchvision's key names; the rest is left out."""
+    converted = {}
+    for key, value in state_dict.items():
+        if key.startswith("encoder."):
+            rule = next((rule for rule in SCRL.items() if re.match(rule[0], key)), (r"^", ""))
+            converted[re.sub(*rule, key)] = value
     return converted
 
 

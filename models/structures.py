@@ -178,6 +178,31 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class TokenSelection:
+    """Which tokens an encoder chose to update (Sparse DETR).
+
+    Attributes:
+        scores: (B, S) logits; padding has the lowest score of the batch.
+        chosen: (B, K) indices of the best tokens, best first; K is the largest of `counts`.
+        counts: how many of them each picture keeps. Plain numbers.
+        shapes: ((H, W), ...) of the padded maps.
+        padding: (B, S) bool.
+    """
+
+    scores: Tensor
+    chosen: Tensor
+    counts: tuple[int, ...]
+    shapes: tuple[tuple[int, int], ...]
+    padding: Tensor
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """(B, K) bool: the ranks that are a picture's own, as opposed to those that only fill its row up."""
+        counts = torch.tensor(self.counts, device=self.chosen.device)
+        return torch.arange(self.chosen.shape[1], device=counts.device) < counts[:, None]
+
+
+@dataclass(frozen=True)
 class DetectorOutput:
     """What a detector returns.
 

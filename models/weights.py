@@ -4,7 +4,7 @@ import logging
 
 from torch import Tensor, nn
 
-from models.official_keys import convert_official
+from models.official_keys import convert_official, convert_scrl
 from util.checkpoint import CheckpointError, describe, load_strictly, load_what_fits, read_checkpoint, weights_of
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ def load_for_finetuning(detector: nn.Module, source: str, family: str | None, ig
 def load_pretrained_backbone(detector: nn.Module):
     """Fills the backbone with the weights that its config names, if it names any. May download them.
 
+    The file holds the backbone's own key names, or is a checkpoint of SCRL.
+
     Raises:
         CheckpointError: they cannot be had or do not fit; says how to do without.
     """
@@ -70,7 +72,12 @@ def load_pretrained_backbone(detector: nn.Module):
     if source is None:
         return
     try:
-        detector.backbone.load_pretrained(weights_of(read_checkpoint(source)))
+        content = read_checkpoint(source)
+        if "online_network_state_dict" in content:
+            weights = convert_scrl(weights_of({"model": content["online_network_state_dict"]}))
+        else:
+            weights = weights_of(content)
+        detector.backbone.load_pretrained(weights)
     except (CheckpointError, RuntimeError) as error:
         hint = "--options model.backbone.pretrained=none trains without"
         raise CheckpointError(f"model.backbone.pretrained: {error}; {hint}") from error

@@ -7,9 +7,11 @@ import torch
 
 from models import build_criterion, build_detector, build_postprocessor
 from models.structures import Detections, DetectorOutput, QueryGroup
+from models.weights import load_pretrained_backbone
 from tests.golden import objects, picture
 from tests.tiny import shrunk
 from util.batch import ImageBatch
+from util.checkpoint import CheckpointError
 from util.flops import count_by_part, count_gmacs
 from util.optim import build_optimizer
 
@@ -65,7 +67,10 @@ def test_training_lowers_the_loss(path):
     assert sum(totals[-3:]) < 0.8 * sum(totals[:3])
 
 
-@pytest.mark.parametrize("name", ["deformable_detr_r50_two_stage", "dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda"])
+@pytest.mark.parametrize(
+    "name",
+    ["deformable_detr_r50_two_stage", "dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda", "sparse_detr_r50_rho_0.3"],
+)
 def test_pictures_of_one_size_alone_and_in_a_batch(name):
     """The same detections, as long as no picture is padded."""
     (path,) = (path for path in CONFIGS if path.stem == name)
@@ -95,7 +100,11 @@ def test_a_list_and_a_batch_are_the_same():
 
 def test_without_gradients_the_answer_is_the_same():
     """Inference looks at chosen tokens only; it must answer what training would."""
-    for name in ("deformable_detr/deformable_detr_r50_two_stage", "DINO/dino_4scale_r50"):
+    for name in (
+        "deformable_detr/deformable_detr_r50_two_stage",
+        "DINO/dino_4scale_r50",
+        "sparse_detr/sparse_detr_r50_rho_0.1",
+    ):
         detector = build_detector(shrunk(ROOT / f"config/{name}.py")).eval()
         images = pictures((64, 96))
         full = detector(images)
@@ -152,6 +161,24 @@ def test_pretrained_weights_are_named_and_not_fetched():
     weights = {name: torch.ones_like(value) for name, value in backbone.body.state_dict().items()}
     backbone.load_pretrained({**weights, "fc.weight": torch.zeros(1)})
     assert backbone.body.conv1.weight.eq(1).all()
+
+
+def test_a_backbone_starts_from_a_checkpoint_of_scrl(tmp_path):
+    path = ROOT / "config/sparse_detr/sparse_detr_r50_rho_0.1.py"
+    file = tmp_path / "scrl.pth"
+    options = {"model.backbone.depth": 18, "scrl_pretrained_path": str(file)}
+    detector = build_detector(shrunk(path, **options))
+    names = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    online = {"projector.0.weight": torch.zeros(1)}
+    for key, value in detector.backbone.body.state_dict().items():
+        piece, rest = key.split(".", 1)
+        online[f"encoder.{names[piece]}.{rest}"] = torch.full_like(value, 0.5)
+    torch.save({"online_network_state_dict": online, "epoch": 3}, file)
+    load_pretrained_backbone(detector)
+    assert all(value.eq(0.5).all() for value in detector.backbone.body.state_dict().values())
+    torch.save({"online_network_state_dict": online | {"encoder.9.weight": torch.zeros(1)}}, file)
+    with pytest.raises(CheckpointError, match=r"encoder\.9\.weight"):
+        load_pretrained_backbone(detector)
 
 
 def test_optimiser_groups_are_those_of_the_papers():

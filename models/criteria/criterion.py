@@ -18,8 +18,8 @@ class Supervision:
     """How the detections of one site are supervised.
 
     Attributes:
-        name: the log name of a loss in layer i, where {loss} stands for ce, bbox, ... and {layer} for "_i", or for
-            nothing in the last layer.
+        name: the log name of a loss in layer i, where {loss} stands for ce, bbox, ..., {layer} for "_i", or for
+            nothing in the last layer, and {index} for i in every layer.
         labels: "classes", or "foreground": every object counts as class 0 (Deformable DETR's first stage).
         repeat: every object is wanted so many times (H-DETR's one-to-many branch).
         known: pairs are known, not matched (denoising).
@@ -34,7 +34,7 @@ class Supervision:
 
     def key(self, loss: str, layer: int, num_layers: int) -> str:
         """The log name of one loss."""
-        return self.name.format(loss=loss, layer="" if layer == num_layers - 1 else f"_{layer}")
+        return self.name.format(loss=loss, layer="" if layer == num_layers - 1 else f"_{layer}", index=layer)
 
     def wanted(self, targets: Targets) -> Targets:
         """What this site should find."""
@@ -51,6 +51,7 @@ class Criterion(nn.Module):
         losses: by short name (ce, bbox, giou); each has a `weight`.
         supervise: by site; every site of an output must be here.
         terms: losses that need more than detections, by log name: (output, targets) -> scalar; each has a `weight`.
+        metrics: further numbers for the log: (output, targets) -> {log name: scalar}.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Criterion(nn.Module):
         losses: dict[str, Callable],
         supervise: dict[str, Supervision],
         terms: dict[str, Callable] | None = None,
+        metrics: dict[str, Callable] | None = None,
     ):
         super().__init__()
-        self.matcher, self.losses, self.supervise, self.terms = matcher, losses, supervise, terms or {}
+        self.matcher, self.losses, self.supervise = matcher, losses, supervise
+        self.terms, self.metrics = terms or {}, metrics or {}
 
     def forward(self, output: DetectorOutput, targets: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compares an output with what should have been found. Computes in float32 under autocast too.
@@ -72,7 +75,7 @@ class Criterion(nn.Module):
 
         Returns:
             losses: weighted, under their official log names; the loss to minimise is sum(losses.values()).
-            metrics: for the log alone: class_error, cardinality_error.
+            metrics: for the log alone: class_error, cardinality_error, and those of the config.
         """
         with torch.autocast(output.decoder.boxes.device.type, enabled=False):
             return self._compare(output, Targets.of(targets))
@@ -103,6 +106,8 @@ class Criterion(nn.Module):
                 "class_error": class_error(sites["matching"], objects, pairs["matching"]),
                 "cardinality_error": cardinality_error(sites["matching"], objects),
             }
+            for metric in self.metrics.values():
+                metrics |= metric(output, objects)
         return losses, metrics
 
     def _pairs(self, output: DetectorOutput, sites: dict, wanted: dict[str, Targets]) -> dict[str, Pairs]:

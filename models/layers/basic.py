@@ -28,6 +28,11 @@ def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of (B, S, C) by (B, Q) -> (B, Q, C)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
 def init_xavier(module: nn.Module):
     """Xavier-uniform for every matrix under `module`, as DETR initialises its transformer; vectors stay as they are."""
     for parameter in module.parameters():

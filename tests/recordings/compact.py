@@ -17,7 +17,10 @@ KEPT = re.compile(
     r"sizes|sizes_train|num_labels|parameters|rounding_noise|losses.*|grad_norms.*|scale_after_fill|state_dict|"
     r"weight_dict|loss_noise.*|grad_noise.*|k_one2many|lambda_one2many"
 )
-WHOLE = re.compile(r"encoder_topk_index|attn_mask_packed|dn_box_queries|dn_label_queries_ch0_8|post[._].*")
+WHOLE = re.compile(
+    r"encoder_topk_index|attn_mask_packed|dn_box_queries|dn_label_queries_ch0_8|post[._].*|query_topk|"
+    r"backbone_topk_\d|dam_target_\d"
+)
 STEP = 6
 MISCOUNTED = {"detr", "conditional_detr", "pnp_detr", "h_detr"}
 """Families whose counter missed the product of queries and keys wherever a mask is added to it."""
@@ -31,9 +34,9 @@ def beside(source: Path, name: str) -> dict:
 
 def compact(source: Path, target: Path):
     """One recording."""
-    recorded = json.loads(source.with_suffix(".json").read_text())
+    recorded = json.loads(source.with_name(f"{source.name}.json").read_text())
     spec = {key: value for key, value in recorded.items() if KEPT.fullmatch(key)}
-    if gmacs := recorded["gmacs"] or beside(source, "gmacs_note.json").get(source.name):
+    if gmacs := recorded.get("gmacs") or beside(source, "gmacs_note.json").get(source.name):
         spec["gmacs"] = {"size": gmacs["size"], "total": gmacs["total"]}
         if source.parent.name in MISCOUNTED:
             spec["gmacs"]["missed_at_most"] = gmacs["by_operator"]["bmm"]
@@ -43,7 +46,7 @@ def compact(source: Path, target: Path):
     # Second names of tied weights are written as a reference to the first.
     spec["state_dict"] = {key: entry["alias_of"] or entry["shape"] for key, entry in recorded["state_dict"].items()}
     arrays = {}
-    for key, values in np.load(source.with_suffix(".npz")).items():
+    for key, values in np.load(source.with_name(f"{source.name}.npz")).items():
         if WHOLE.search(key):
             arrays[key] = values
         elif values.ndim > 1:
