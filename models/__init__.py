@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 import models.backbones.resnet
+import models.backbones.swin
 import models.decoders.deformable
 import models.encoders.deformable
 import models.encoders.interleaved
