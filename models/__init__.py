@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+import models.backbones.coat
 import models.backbones.resnet
 import models.backbones.swin
 import models.decoders.deformable

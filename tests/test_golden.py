@@ -14,6 +14,9 @@ from util.flops import count_gmacs
 
 STEP = 6  # the recordings keep every sixth row
 
+# How far norms of gradients may differ. CoaT Small's are ill-conditioned: float32 itself is off by as much.
+GRADIENTS = {"deformable_detr_coat_small": 3e-3}
+
 
 @pytest.fixture(params=recordings())
 def recording(request):
@@ -67,13 +70,14 @@ def assert_gradients(detector, recording, recorded):
     """The norm of every parameter's gradient; those that are zero but for rounding are compared absolutely."""
     ours = {name: p.grad.norm().item() if p.grad is not None else 0.0 for name, p in detector.named_parameters()}
     floor = 1e-6 * max(recorded.values())
+    rel = GRADIENTS.get(recording.name.removesuffix("_tame"), 1e-3)
     compared = set()
     for key, norm in recorded.items():
         aliases = [key] + [alias for alias, first in recording.aliases.items() if first == key]
         names = convert_official(dict.fromkeys(aliases), recording.cfg.official_keys)
         (name,) = set(names) & set(ours)
         compared.add(name)
-        assert ours[name] == pytest.approx(norm, rel=1e-3, abs=floor), key
+        assert ours[name] == pytest.approx(norm, rel=rel, abs=floor), key
     assert all(ours[name] == 0 for name in set(ours) - compared)
 
 
@@ -98,6 +102,8 @@ def test_equals_the_papers_code(recording, monkeypatch):
 
 def test_multiply_adds(recording):
     """The count of the published tables, within half a percent."""
+    if "gmacs" not in recording.spec:
+        pytest.skip("counted in the recording without a suffix")
     height, width = recording.spec["gmacs"]["size"]
     gmacs = count_gmacs(recording.detector(), [picture(height, width)])
     assert gmacs == pytest.approx(recording.spec["gmacs"]["total"], rel=5e-3)

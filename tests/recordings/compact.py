@@ -25,7 +25,8 @@ def compact(source: Path, target: Path):
     """One recording."""
     recorded = json.loads(source.with_suffix(".json").read_text())
     spec = {key: value for key, value in recorded.items() if KEPT.fullmatch(key)}
-    spec["gmacs"] = {"size": recorded["gmacs"]["size"], "total": recorded["gmacs"]["total"]}
+    if recorded.get("gmacs"):
+        spec["gmacs"] = {"size": recorded["gmacs"]["size"], "total": recorded["gmacs"]["total"]}
     # Second names of tied weights are written as a reference to the first.
     spec["state_dict"] = {key: entry["alias_of"] or entry["shape"] for key, entry in recorded["state_dict"].items()}
     arrays = {}
