@@ -8,7 +8,9 @@ from functools import cache
 
 import torch
 
+import models.backbones.coat
 import models.backbones.resnet
+import models.backbones.swin
 import models.criteria.terms
 import models.criteria.token_selection
 import models.decoders.conditional

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from util.config import ConfigError, nearest
 
-BACKBONE = {r"^backbone\.0\.": "backbone."}
+# Second names of the modules that blocks share, in the repositories of CoaT and MPViT.
+SHARED = (
+    r"backbone\.(serial_blocks\d\.\d+\.|parallel_blocks\.\d+\.|mhca_stages\..*\.MHCA_layers\.\d+\.)"
+    r"(cpe|crpe|mlp[34]|factoratt_crpe\d?\.crpe)\."
+)
+# CoaT and MPViT stand under "backbone", a Swin under "body" in Sparse DETR's repository and under nothing in DINO's.
+BACKBONE = {
+    rf"^backbone\.0\.(?!{SHARED})(body\.(?=patch_embed|layers\.|norm)|backbone\.)?": "backbone.",
+    rf"^backbone\.0\.{SHARED}": None,
+}
 
 PYRAMID = {
     r"^input_proj\.": "neck.proj.",
