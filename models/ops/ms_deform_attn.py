@@ -29,12 +29,14 @@ class Backend:
     key_aware_deform_attn: Callable[..., Tensor]
 
 
-def _compiled(device: str, dtypes: tuple[torch.dtype, ...]) -> Backend:
-    """The compiled kernels of one device."""
+def _compiled(device: str, dtypes: tuple[torch.dtype, ...], widest: int | None = None) -> Backend:
+    """The compiled kernels of one device, for heads of up to `widest` channels."""
 
     def serves(value: Tensor, locations: Tensor) -> bool:
-        _, S, M, D = value.shape
-        fits = D % 4 == 0 and locations.shape[3] * locations.shape[4] <= MAX_SAMPLES and S * M * D < 2**31
+        _, tokens, heads, width = value.shape
+        samples = locations.shape[3] * locations.shape[4]
+        fits = width % 4 == 0 and samples <= MAX_SAMPLES and tokens * heads * width < 2**31
+        fits = fits and (widest is None or width <= widest)
         return value.device.type == device and value.dtype in dtypes and fits
 
     return Backend(serves, library.ms_deform_attn, library.key_aware_deform_attn)
@@ -43,6 +45,8 @@ def _compiled(device: str, dtypes: tuple[torch.dtype, ...]) -> Backend:
 def _find_backends() -> dict[str, Backend]:
     """What can compute here, fastest first."""
     found = {}
+    if torch.cuda.is_available() and has_compiled_kernels("CUDA"):
+        found["cuda"] = _compiled("cuda", (torch.float32, torch.bfloat16, torch.float16), widest=128)
     if has_compiled_kernels("CPU"):
         found["cpu"] = _compiled("cpu", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
     found["reference"] = Backend(

@@ -1,34 +1,68 @@
-"""Builds the compiled kernels of deformable attention.
+"""Builds the compiled kernels of deformable attention: for CPUs, and for CUDA where PyTorch has it and nvcc is found.
 
 usage: python setup.py build_ext --inplace     beside this file, where models.ops finds them
        python setup.py install                 into the environment
+
+TORCH_CUDA_ARCH_LIST names the GPUs to build for, by default "8.0;8.6;8.9;9.0+PTX"; a GPU need not be there.
+LEANDETR_CUDA=0 leaves CUDA out. MAX_JOBS limits how many files are compiled at once.
 """
 
+import os
+import shutil
+import site
+import sys
+import sysconfig
 from pathlib import Path
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 HERE = Path(__file__).parent
-sources = sorted(path.relative_to(HERE).as_posix() for path in HERE.glob("src/**/*.cpp"))
+CPU_FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
 
-setup(
-    name="leandetr_ops",
-    version="1.0",
-    ext_modules=[
-        CppExtension(
-            "leandetr_ops",
-            sources,
-            extra_link_args=["-fopenmp"],
-            extra_compile_args=[
-                "-O3",
-                "-fopenmp",
-                "-fno-math-errno",
-                "-fno-trapping-math",
-                "-ffp-contract=fast",
-                "-Wno-psabi",
-            ],
-        )
-    ],
-    cmdclass={"build_ext": BuildExtension},
-)
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(path.relative_to(HERE).as_posix() for pattern in patterns for path in HERE.glob(pattern))
+
+
+def why_without_cuda() -> str:
+    """The reason for leaving CUDA out; empty when it can be built."""
+    if os.environ.get("LEANDETR_CUDA") == "0":
+        return "LEANDETR_CUDA=0"
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    if CUDA_HOME is None or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"):
+        return "no nvcc; install the CUDA toolkit and point CUDA_HOME at it"
+    toolkit = Path(CUDA_HOME).resolve()
+    return (
+        "" if (toolkit / "include/cuda_runtime_api.h").is_file() or pip_headers() else f"no CUDA headers in {toolkit}"
+    )
+
+
+def pip_headers() -> list[str]:
+    """Include folders of pip's nvidia packages, which hold what a slim toolkit lacks."""
+    roots = {*site.getsitepackages(), sysconfig.get_paths()["purelib"]}
+    major = (torch.version.cuda or "0").split(".")[0]
+    found = [Path(root) / f"nvidia/cu{major}/include" for root in roots]
+    return [str(path) for path in found if (path / "cuda_runtime_api.h").is_file()]
+
+
+def extension():
+    """The extension with everything that can be built here."""
+    reason = why_without_cuda()
+    common = {"name": "leandetr_ops", "extra_link_args": ["-fopenmp"]}
+    if reason:
+        print(f"leandetr_ops: CPU kernels only ({reason})", file=sys.stderr)
+        return CppExtension(sources=sources("src/*.cpp", "src/cpu/*.cpp"), extra_compile_args=CPU_FLAGS, **common)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
+    # After the toolkit's own folder, so that its headers win where both have them.
+    lacking = [flag for folder in pip_headers() for flag in ("-idirafter", folder)]
+    return CUDAExtension(
+        sources=sources("src/*.cpp", "src/cpu/*.cpp", "src/cuda/*.cpp", "src/cuda/*.cu"),
+        extra_compile_args={"cxx": [*CPU_FLAGS, *lacking], "nvcc": ["-O3", "--expt-relaxed-constexpr"]},
+        **common,
+    )
+
+
+setup(name="leandetr_ops", version="1.0", ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})

@@ -9,7 +9,7 @@
 #include <string>
 #include <tuple>
 
-#include "problem.h"
+#include "../arguments.h"
 
 namespace leandetr {
 namespace {
@@ -57,41 +57,8 @@ STORAGE(double, double, double, float64_kernels)
 STORAGE(at::BFloat16, BFloat16, float, bfloat16_kernels)
 STORAGE(at::Half, Float16, float, float16_kernels)
 
-Problem describe(const at::Tensor& value, at::IntArrayRef shapes, const at::Tensor& locations) {
-  Problem p;
-  p.N = value.size(0);
-  p.S = value.size(1);
-  p.M = value.size(2);
-  p.D = value.size(3);
-  p.Q = locations.size(1);
-  const int64_t levels = locations.size(3), points = locations.size(4);
-  TORCH_CHECK(p.D % 4 == 0, "the width of a head must be a multiple of 4, not ", p.D);
-  TORCH_CHECK(levels * points <= MAX_SAMPLES, "at most ", MAX_SAMPLES, " samples per head, not ", levels * points);
-  TORCH_CHECK(p.S * p.M * p.D < (int64_t(1) << 31), "a picture's values are more than 2^31 numbers");
-  TORCH_CHECK((int64_t)shapes.size() == 2 * levels, "one height and width per level");
-  p.K = static_cast<int>(levels * points);
-  int64_t start = 0;
-  for (int64_t level = 0; level < levels; ++level) {
-    for (int64_t k = level * points; k < (level + 1) * points; ++k) {
-      p.height[k] = static_cast<int>(shapes[2 * level]);
-      p.width[k] = static_cast<int>(shapes[2 * level + 1]);
-      p.start[k] = static_cast<int>(start);
-    }
-    start += shapes[2 * level] * shapes[2 * level + 1];
-  }
-  TORCH_CHECK(start == p.S, "the levels have ", start, " tokens, value has ", p.S);
-  return p;
-}
-
-template <typename Pointer>
-Pointer data(const at::Tensor& tensor) {
-  return static_cast<Pointer>(tensor.data_ptr());
-}
-
 // The type that locations and weights have, and in which gradients of values are summed.
 at::ScalarType accumulator(const at::Tensor& value) { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-at::Tensor as(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
 
 // Shares `count` pieces of work among the threads; each gets memory for `numbers` numbers of its own.
 template <typename A, typename Work>
@@ -164,7 +131,7 @@ at::Tensor aware(const at::Tensor& query_, const std::optional<at::Tensor>& key_
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aware_backward(
     const at::Tensor& grad_, const at::Tensor& query_, const std::optional<at::Tensor>& key_, const at::Tensor& value_,
     at::IntArrayRef shapes, const at::Tensor& locations_) {
-  const auto value = value_.contiguous(), key = key_ ? as(*key_, value.scalar_type()) : value;
+  const auto value = value_.contiguous(), key = key_ ? apart(*key_, value) : value;
   const auto query = as(query_, value.scalar_type()), grad = as(grad_, value.scalar_type());
   const auto locations = as(locations_, accumulator(value));
   const Problem p = describe(value, shapes, locations);

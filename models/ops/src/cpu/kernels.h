@@ -10,7 +10,7 @@
 // without conflicts and without rounding in between. Every sample's address and weight arithmetic is done first, K samples
 // side by side; what remains is a loop over 4 * K rows of D numbers.
 
-#include "problem.h"
+#include "../problem.h"
 
 #define INLINE inline __attribute__((always_inline))
 

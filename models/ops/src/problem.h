@@ -15,7 +15,8 @@ struct Float16 {
 
 struct Problem {
   long N, S, Q, M, D;
-  int K;                    // levels * points
+  int L, points;
+  int K;                    // L * points
   int height[MAX_SAMPLES];  // of the level that each sample looks at
   int width[MAX_SAMPLES];
   int start[MAX_SAMPLES];  // first token of that level

@@ -1,0 +1,116 @@
+"""The CUDA kernels' arithmetic, run by a C++ compiler with threads for threads, so that it is tested without a GPU.
+
+What only a GPU shows is not tested here: speed, registers, vector instructions, memory ordering.
+"""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.ops import reference
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "models/ops/src/cuda/kernels.cu"
+COMPILER = os.environ.get("CXX", "c++")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """The launchers, compiled for this machine's processor."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip("there is no C++ compiler")
+    folder = tmp_path_factory.mktemp("emulated")
+    source = KERNELS.read_text()
+    source = source.replace("extern __shared__ __align__(16) char shared[];", "#define shared emulated_shared")
+    source = source.replace('"kernels.h"', f'"{KERNELS.with_name("kernels.h")}"')
+    launch = r"(\w+(?:<[\w, ]+>)?)<<<(.*?), \w+>>>\((.*?)\);"
+    source, launches = re.subn(launch, r"emulate(\2, [&] { \1(\3); });", source, flags=re.DOTALL)
+    assert launches == 5
+    (folder / "kernels.cpp").write_text(source + (ROOT / "tests/emulation/entry.cpp").read_text())
+    command = [COMPILER, "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-I", str(ROOT / "tests/emulation")]
+    subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True, timeout=300)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+class Case:
+    """Random tensors of one problem, and the kernels on them."""
+
+    def __init__(self, library, shapes, N, Q, M, D, P, dtype, spread):
+        torch.manual_seed(0)
+        self.library, self.shapes, self.dtype = library, shapes, dtype
+        S, L = sum(h * w for h, w in shapes), len(shapes)
+        self.sizes = (ctypes.c_long * 7)(N, S, Q, M, D, L, P)
+        self.flat = (ctypes.c_int * (2 * L))(*(side for shape in shapes for side in shape))
+        self.query, self.key, self.value = (torch.randn(N, n, M, D).to(dtype) for n in (Q, S, S))
+        self.grad = torch.randn(N, Q, M * D).to(dtype)
+        self.locations = torch.rand(N, Q, M, L, P, 2) * (1 + 2 * spread) - spread
+        self.weights = torch.rand(N, Q, M, L, P)
+
+    def call(self, name, *tensors):
+        function = getattr(self.library, f"{name}_{str(self.dtype).removeprefix('torch.')}")
+        function(self.sizes, self.flat, *(None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors))
+
+    def equal(self, ours, inputs, function):
+        """Answer and gradients against the reference in float64."""
+        inputs = [x.double().requires_grad_() for x in inputs]
+        answer = function(*inputs)
+        expected = (answer, *torch.autograd.grad(answer, inputs, self.grad.double()))
+        for a, b in zip(ours, expected, strict=True):
+            atol = TOLERANCE[self.dtype] * max(1e-3, b.abs().max().item())
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=atol)
+
+
+CASES = [
+    (((3, 4), (2, 1)), 2, 5, 2, 8, 3, torch.float32, 0.4),
+    (((3, 4),), 1, 3, 3, 12, 1, torch.float32, 0.4),
+    (((5, 4), (2, 2), (1, 1), (2, 3)), 1, 4, 2, 32, 4, torch.float32, 0.2),
+    (((3, 3),), 1, 2, 1, 128, 2, torch.float32, 30.0),
+    (((3, 4), (2, 1)), 2, 5, 2, 8, 3, torch.bfloat16, 0.4),
+    (((3, 4), (2, 1)), 1, 5, 2, 12, 3, torch.float16, 0.4),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}-{case[6]}")
+@pytest.mark.parametrize("ordered", [False, True])
+def test_plain(kernels, case, ordered):
+    c = Case(kernels, *case)
+    answer = torch.empty_like(c.grad)
+    grads = [torch.zeros(c.value.shape), torch.empty_like(c.locations), torch.empty_like(c.weights)]
+    c.call("plain", c.value, c.locations, c.weights, answer)
+    c.call("plain_backward", c.grad, c.value, c.locations, c.weights, None if ordered else grads[0], *grads[1:])
+    if ordered:
+        c.call("scatter_in_order", c.grad, c.locations, c.weights, grads[0])
+    inputs = (c.value, c.locations, c.weights)
+    c.equal((answer, *grads), inputs, lambda v, x, w: reference.ms_deform_attn(v, c.shapes, x, w))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}-{case[6]}")
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("same", [False, True])
+def test_key_aware(kernels, case, ordered, same):
+    c = Case(kernels, *case)
+    key = c.value if same else c.key
+    answer, by_query, by_locations = torch.empty_like(c.grad), torch.empty_like(c.query), torch.empty_like(c.locations)
+    by_value = torch.zeros(c.value.shape)
+    by_key = by_value if same else torch.zeros(c.value.shape)
+    weights, slopes = torch.empty_like(c.weights), torch.empty_like(c.weights)
+    sums = (None, None) if ordered else (by_key, by_value)
+    factors = (weights, slopes) if ordered else (None, None)
+    c.call("aware", c.query, key, c.value, c.locations, answer)
+    c.call("aware_backward", c.grad, c.query, key, c.value, c.locations, by_query, *sums, by_locations, *factors)
+    if ordered:
+        c.call("scatter_in_order", c.grad, c.locations, weights, by_value)
+        c.call("scatter_in_order", c.query, c.locations, slopes, by_key)
+    if same:
+        ours, inputs = (answer, by_query, by_value, by_locations), (c.query, c.value, c.locations)
+        c.equal(ours, inputs, lambda q, v, x: reference.key_aware_deform_attn(q, v, v, c.shapes, x))
+    else:
+        ours, inputs = (answer, by_query, by_key, by_value, by_locations), (c.query, c.key, c.value, c.locations)
+        c.equal(ours, inputs, lambda q, k, v, x: reference.key_aware_deform_attn(q, k, v, c.shapes, x))

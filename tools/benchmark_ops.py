@@ -1,0 +1,185 @@
+"""Times deformable attention, plain and key-aware, on every backend that is here, in one run.
+
+usage: python tools/benchmark_ops.py [--repeats N] [--pictures 1 2] [--dtypes float32 bfloat16] [--out FILE.md]
+
+Shapes are those of a real model: 800x1066 pixels, strides 8 to 64, 8 heads of 32 channels, 4 levels of 4 points. Prints
+a Markdown table of medians, each as a ratio to the PyTorch reference on the same device. Other packages are measured
+beside ours where they are installed: deformops, torch-ms-deform-attn, MultiScaleDeformableAttention.
+"""
+
+import argparse
+import importlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn
+
+SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
+TOKENS = sum(h * w for h, w in SHAPES)
+HEADS, WIDTH, POINTS = 8, 32, 4
+WARM_UP = 2
+
+
+def problem(pictures: int, queries: int | None, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
+    """Random arguments: query, value, locations, weights. An encoder's queries (None) look near their own token."""
+    generator = torch.Generator().manual_seed(0)
+    count, levels = queries or TOKENS, len(SHAPES)
+    value = torch.randn(pictures, TOKENS, HEADS, WIDTH, generator=generator)
+    query = torch.randn(pictures, count, HEADS, WIDTH, generator=generator)
+    weights = torch.rand(pictures, count, HEADS, levels * POINTS, generator=generator).softmax(-1)
+    if queries:
+        centers = torch.rand(count, 2, generator=generator)
+    else:
+        grids = [torch.cartesian_prod(torch.arange(h) / h + 0.5 / h, torch.arange(w) / w + 0.5 / w) for h, w in SHAPES]
+        centers = torch.cat(grids).flip(1)
+    offsets = torch.randn(pictures, count, HEADS, levels, POINTS, 2, generator=generator) * 3
+    sizes = torch.tensor([(w, h) for h, w in SHAPES])
+    locations = centers[:, None, None, None] + offsets / sizes[:, None]
+    weights = weights.view(pictures, count, HEADS, levels, POINTS)
+    return tuple(x.to(device, dtype) for x in (query, value)) + (locations.to(device), weights.to(device, dtype))
+
+
+def median_ms(work: Callable[[], object], device: str, repeats: int) -> float:
+    """The median of `repeats` runs after warming up, in milliseconds."""
+    seconds = []
+    for _ in range(WARM_UP + repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds[WARM_UP:])
+
+
+def forward_only(function: Callable, inputs: list[torch.Tensor]) -> Callable:
+    """Work that computes the answer."""
+
+    @torch.no_grad()
+    def work():
+        return function(*inputs)
+
+    return work
+
+
+def with_backward(function: Callable, inputs: list[torch.Tensor]) -> Callable:
+    """Work that computes the answer and all gradients."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with torch.no_grad():
+        direction = torch.ones_like(function(*inputs))
+
+    def work():
+        return torch.autograd.grad(function(*leaves), leaves, direction)
+
+    return work
+
+
+def opponents(device: str) -> dict[str, Callable]:
+    """Plain attention of other installed packages: (value, locations, weights) -> answer."""
+    found = {}
+    sizes = torch.tensor(SHAPES, device=device)
+    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    for module in ("MultiScaleDeformableAttention", "torch_ms_deform_attn", "deformops"):
+        try:
+            package = importlib.import_module(module)
+        except ImportError:
+            continue
+        function = getattr(package, "ms_deform_attn_forward", None)
+        if function is None:
+            print(f"{module}: installed, but without ms_deform_attn_forward; left out", file=sys.stderr)
+            continue
+        found[module] = lambda v, x, w, f=function: f(v, sizes, starts, x.to(v.dtype), w, v.shape[0])
+    return found
+
+
+def functions(device: str) -> dict[tuple[str, str], tuple[Callable, tuple[int, ...]]]:
+    """{(attention, backend): (function, which of query, value, locations, weights it takes)} on a device."""
+    backends = [name for name in available_backends() if name in ("reference", device)]
+    found = {}
+    for name in sorted(backends, key=lambda name: name != "reference"):
+        found["plain", name] = (lambda v, x, w, b=name: ms_deform_attn(v, SHAPES, x, w, b), (1, 2, 3))
+        found["key-aware", name] = (lambda q, v, x, b=name: key_aware_deform_attn(q, v, v, SHAPES, x, b), (0, 1, 2))
+    return found
+
+
+def peak_megabytes(work: Callable, device: str) -> float | None:
+    """What one run allocates at most beyond what is there; known on a GPU only."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def table(device: str, pictures: list[int], dtypes: list[str], repeats: int) -> list[str]:
+    """Rows of the Markdown table for one device."""
+    rows = []
+    for count in pictures:
+        for queries in (None, 300, 900):
+            for dtype in dtypes:
+                inputs = problem(count, queries, getattr(torch, dtype), device)
+                shape = f"{'encoder' if queries is None else f'{queries} queries'}, N={count}, {dtype}"
+                for label, make in (("forward", forward_only), ("forward+backward", with_backward)):
+                    base = {}
+                    for (attention, backend), (function, taken) in functions(device).items():
+                        work = make(function, [inputs[i] for i in taken])
+                        slow = backend == "reference" and device == "cpu"
+                        ms = median_ms(work, device, max(1, repeats // 5) if slow else repeats)
+                        base.setdefault(attention, ms)
+                        peak = peak_megabytes(work, device)
+                        memory = "" if peak is None else f"{peak:.0f}"
+                        ratio = f"{base[attention] / ms:.1f}x"
+                        rows.append(
+                            f"| {shape} | {label} | {attention} | {device}: {backend} | {ms:.2f} | {ratio} | {memory} |"
+                        )
+                        print(rows[-1], flush=True)
+                for name, function in opponents(device).items():
+                    work = forward_only(function, list(inputs[1:]))
+                    try:
+                        ms = median_ms(work, device, repeats)
+                    except (RuntimeError, TypeError) as error:
+                        print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr)
+                        continue
+                    rows.append(f"| {shape} | forward | plain | {device}: {name} | {ms:.2f} | | |")
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--devices", nargs="+", default=["cpu"] + ["cuda"] * torch.cuda.is_available())
+    parser.add_argument("--out", type=Path, help="write the table to this file too")
+    args = parser.parse_args()
+    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        machine += f"; {torch.cuda.get_device_name()}"
+    head = [
+        f"Machine: {machine}; PyTorch {torch.__version__}.",
+        "",
+        "| shape | | attention | backend | ms, median | against reference | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(head), flush=True)
+    rows = [row for device in args.devices for row in table(device, args.pictures, args.dtypes, args.repeats)]
+    if args.out:
+        args.out.write_text("\n".join([*head, *rows]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Says what was found of all that the op and the project need, what is missing, and the command that mends it.
+
+usage: python tools/doctor.py
+"""
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+NEEDED = ("torchvision", "numpy", "scipy", "pycocotools", "PIL", "addict", "yapf", "termcolor", "timm", "tqdm")
+USEFUL = {
+    "matplotlib": "curves.png",
+    "faster_coco_eval": "the same evaluation, sooner",
+    "tensorboard": "curves in TensorBoard",
+}
+
+
+def say(good: bool, subject: str, found: str, remedy: str = ""):
+    """One line of the report."""
+    print(
+        f"{'ok     ' if good else 'MISSING'}  {subject:<16} {found}" + (f"\n         -> {remedy}" if not good else "")
+    )
+
+
+def version_of(*command: str) -> str:
+    """The last line that a command prints about itself; empty when it is not there."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return lines[0 if command[0] != "nvcc" else -1] if lines else ""
+
+
+def packages():
+    """Python packages."""
+    for name in NEEDED:
+        found = importlib.util.find_spec(name) is not None
+        say(found, name, "installed" if found else "not installed", "pip install -r requirements.txt")
+    for name, purpose in USEFUL.items():
+        found = importlib.util.find_spec(name) is not None
+        print(f"{'ok     ' if found else 'without'}  {name:<16} {purpose}")
+
+
+def compilers():
+    """What builds the op."""
+    compiler = version_of(os.environ.get("CXX", "c++"), "--version")
+    say(bool(compiler), "C++ compiler", compiler or "none", "install g++ or clang++, or set CXX; then: make ops")
+    ninja = version_of("ninja", "--version")
+    print(f"{'ok     ' if ninja else 'without'}  {'ninja':<16} {ninja or 'builds are slower'}")
+    nvcc = version_of("nvcc", "--version")
+    print(f"{'ok     ' if nvcc else 'without'}  {'nvcc':<16} {nvcc or 'no CUDA kernels can be built'}")
+
+
+def extension():
+    """The compiled op, and what runs it."""
+    import torch
+
+    from models.ops import available_backends
+    from models.ops.ms_deform_attn import has_compiled_kernels
+
+    built = sorted((ROOT / "models/ops").glob("leandetr_ops*.so"))
+    installed = importlib.util.find_spec("leandetr_ops")
+    where = str(built[0].relative_to(ROOT)) if built else installed and installed.origin
+    say(bool(where), "extension", where or "not built; plain PyTorch is used, which is slow", "make ops")
+    if where:
+        try:
+            importlib.import_module("models.ops.leandetr_ops" if built else "leandetr_ops")
+        except ImportError as error:
+            say(False, "loads", str(error), "built for another PyTorch or Python: make clean ops")
+            return
+        say(has_compiled_kernels("CPU"), "CPU kernels", "registered", "make clean ops")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{'ok     ' if gpus else 'without'}  {'GPU':<16} {', '.join(gpus) or 'none that PyTorch can use'}")
+    if gpus:
+        remedy = "install nvcc of CUDA " + str(torch.version.cuda) + "; then: make clean ops"
+        say(has_compiled_kernels("CUDA"), "CUDA kernels", "registered" if where else "not built", remedy)
+    print(f"backends, fastest first: {', '.join(available_backends())}")
+
+
+def main():
+    print(f"Python {platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
+    if importlib.util.find_spec("torch") is None:
+        say(False, "torch", "not installed", "pip install -r requirements.txt")
+        sys.exit(1)
+    import torch
+
+    print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, {torch.get_num_threads()} threads")
+    packages()
+    compilers()
+    extension()
+
+
+if __name__ == "__main__":
+    main()
