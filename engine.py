@@ -153,8 +153,8 @@ def evaluate(
             output = model(batch.images, batch.targets if criterion is not None else None)
         if criterion is not None:
             losses, metrics = criterion.eval()(output, batch.targets)
-            total = sum(losses.values())
-            progress.update({name: value.item() for name, value in {"loss": total, **losses, **metrics}.items()})
+            numbers = {"loss": sum(losses.values()), **losses, **metrics} if losses else metrics
+            progress.update({name: value.item() for name, value in numbers.items()})
         sizes = torch.stack([target["orig_size"] for target in batch.targets])
         evaluator.update(postprocess(output, sizes), batch.targets)
     return {**progress.means_over_processes(), "broken": sum(gather(broken))}

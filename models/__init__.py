@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
+from torch import nn
 
 import models.backbones.coat
 import models.backbones.resnet
@@ -21,6 +22,7 @@ import models.encoders.dense
 import models.encoders.interleaved
 import models.encoders.poll_and_pool
 import models.encoders.sparse
+import models.faster_rcnn
 import models.layers.deformable_attention
 import models.layers.dense
 import models.layers.head
@@ -44,7 +46,7 @@ STAGES = ("backbone", "neck", "encoder", "queries", "decoder")
 CRITERION = ("matcher", "losses", "supervise", "terms", "metrics")
 
 
-def build_detector(cfg: ConfigDict) -> Detector:
+def build_detector(cfg: ConfigDict) -> nn.Module:
     """The detector that `cfg.model` describes, on the CPU, freshly initialised. Reads no file and no network.
 
     What `model` holds beside the five stages (d_model, num_levels, num_classes, the kind of attention, ...) is handed
@@ -54,6 +56,8 @@ def build_detector(cfg: ConfigDict) -> Detector:
         ConfigError: names the file, the part and the option that is wrong.
     """
     node = cfg.model
+    if "type" in node:  # a whole model, which the five stages do not describe
+        return PARTS.build(node).to(memory_format=torch.channels_last)
     taken = PARTS.options()
     # One object for all who ask: Sparse DETR scores its encoder's input and its memory with the same projection.
     shared = {"features": cache(lambda: ProposalFeatures(node.d_model))}
@@ -76,9 +80,11 @@ def _shared_factory(node: Mapping, shared: dict):
     return lambda **more: PARTS.build(node, **{**shared, **more})
 
 
-def build_criterion(cfg: ConfigDict) -> Criterion:
+def build_criterion(cfg: ConfigDict) -> nn.Module:
     """The criterion that `cfg.criterion` describes."""
     node = cfg.criterion
+    if "type" in node:
+        return PARTS.build(node)
     for key in node:
         if key not in CRITERION:
             raise ConfigError(f"{where_of(node)}: no option '{key}'; {nearest(key, CRITERION)}")

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from models.criteria.criterion import Criterion, Supervision
-from models.criteria.losses import BoxGIoU, BoxL1, FocalLoss
-from models.criteria.matcher import HungarianMatcher, Targets, known_pairs
+from models.criteria.losses import BoxGIoU, BoxL1, FocalLoss, SoftmaxCrossEntropy
+from models.criteria.matcher import HungarianMatcher, SoftmaxHungarianMatcher, Targets, known_pairs
 from models.structures import Detections, DetectorOutput, QueryGroup
 from util.box_ops import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 
@@ -98,6 +98,22 @@ def test_losses_are_those_of_the_papers():
     )
     iou = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)).diagonal()
     torch.testing.assert_close(BoxGIoU(1.0)(predicted, targets, pairs, n)[0], (1 - iou).sum() / n)
+
+
+def test_softmax_costs_are_those_of_detr():
+    predicted, targets = detections(2, 2, 6), Targets.of(objects(3, 2))
+    predicted = Detections(torch.randn(2, 2, 6, K + 1), predicted.boxes)
+    matcher = SoftmaxHungarianMatcher(ce=1.0, bbox=0.0, giou=0.0)
+    cost = matcher.cost(predicted, targets)
+    torch.testing.assert_close(cost[1, 1, :, 0], -predicted.logits[1, 1].softmax(-1)[:, targets.labels[3]])
+    (pairs,) = matcher.match([(predicted, targets)])
+    losses = SoftmaxCrossEntropy(1.0, no_object=0.1)(predicted, targets, pairs, torch.tensor(5.0))
+    for layer in range(2):
+        labels = torch.full((2, 6), K)
+        labels[pairs.picture, pairs.query[layer]] = targets.labels[pairs.target[layer]]
+        weight = torch.tensor([1.0] * K + [0.1])
+        expected = F.cross_entropy(predicted.logits[layer].flatten(0, 1), labels.flatten(), weight)
+        torch.testing.assert_close(losses[layer], expected)
 
 
 @given(st.lists(st.integers(1, 99).map(lambda n: n / 100), min_size=8, max_size=8))

@@ -24,6 +24,7 @@ STANDS_ON = {
     "models.criteria": {"models.structures", "models.registry", "util"},
     "models.postprocess": {"models.structures", "models.registry", "util"},
     "models.detector": {"models.structures", "util"},
+    "models.faster_rcnn": {"models.registry", "util"},
     "models.official_keys": {"util"},
     "models": {"models", "util"},
     "util": set(),

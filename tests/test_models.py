@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from models import build_criterion, build_detector, build_postprocessor
-from models.structures import Detections, DetectorOutput, QueryGroup
+from models.structures import Detections, DetectorOutput, Pyramid, QueryGroup
 from models.weights import load_pretrained_backbone
 from tests.golden import objects, picture
 from tests.tiny import shrunk
 from util.batch import ImageBatch
 from util.checkpoint import CheckpointError
+from util.config import ConfigError
 from util.flops import count_by_part, count_gmacs
 from util.optim import build_optimizer
 
@@ -69,7 +70,15 @@ def test_training_lowers_the_loss(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["deformable_detr_r50_two_stage", "dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda", "sparse_detr_r50_rho_0.3"],
+    [
+        "deformable_detr_r50_two_stage",
+        "dino_4scale_r50",
+        "lite_dino_r50_h3l1_2p1x3_kda",
+        "sparse_detr_r50_rho_0.3",
+        "detr_r50",
+        "conditional_detr_r50",
+        "pnp_detr_r50_ratio033",
+    ],
 )
 def test_pictures_of_one_size_alone_and_in_a_batch(name):
     """The same detections, as long as no picture is padded."""
@@ -137,6 +146,43 @@ def test_suppression_of_overlapping_detections():
     assert len(everything["scores"]) == 60
     assert sorted(kept["labels"].tolist()) == [0, 1, 2, 3, 4]  # every class keeps its best
     assert len(few["scores"]) == 7
+
+
+def test_one_detection_for_every_query():
+    cfg = shrunk(ROOT / "config/detr/detr_r50.py")
+    logits, boxes = torch.randn(1, 2, 12, 6), torch.rand(1, 2, 12, 4)
+    output = DetectorOutput(Detections(logits, boxes), (QueryGroup("matching", 12),))
+    _, result = build_postprocessor(cfg)(output, torch.tensor([[64, 96], [50, 70]]))
+    best, labels = logits[0, 1].softmax(-1)[:, :5].max(-1)  # the sixth class is "no object"
+    order = best.argsort(descending=True)
+    torch.testing.assert_close(result["scores"], best[order])
+    assert torch.equal(result["labels"], labels[order])
+    centres = (result["boxes"][:, :2] + result["boxes"][:, 2:]) / 2
+    torch.testing.assert_close(centres, boxes[0, 1, order, :2] * torch.tensor([70.0, 50.0]))
+
+
+def test_a_single_map_neck_wants_a_single_map():
+    with pytest.raises(ConfigError, match=r"SingleMapNeck: reads one map, the backbone returns 2"):
+        build_detector(shrunk(ROOT / "config/detr/detr_r50.py", **{"model.backbone.stages": (3, 4)}))
+
+
+def test_sampling_draws_a_ratio_in_training_and_survives_extremes():
+    """Every token taken, or none, from a batch with padding: nothing is left to pool, or nothing to penalise."""
+    path, images, targets = ROOT / "config/pnp_detr/pnp_detr_r50_dc5_ratio033.py", ((64, 96), (32, 64)), objects(2, 5)
+    for ratio, taken in ((1.0, 24), (0.01, 0)):
+        cfg = shrunk(path, **{"model.encoder.ratio": ratio})
+        output = build_detector(cfg).eval()(pictures(*images), targets)
+        losses, _ = build_criterion(cfg)(output, targets)
+        assert output.aux["sample_index"].shape == (2, taken)
+        assert sum(losses.values()).isfinite()
+    encoder = build_detector(shrunk(path)).encoder.train()
+    pyramid = Pyramid(None, None, None, ((30, 50),), (((30, 50),), ((20, 30),)))
+    counts = torch.tensor([encoder.counts(pyramid) for _ in range(50)])
+    assert counts[:, 0].min() >= 500
+    assert counts[:, 0].max() <= 1200
+    assert len(counts[:, 0].unique()) > 10
+    assert (counts[:, 0] * 0.4 - counts[:, 1]).abs().max() <= 1  # one ratio for the whole batch
+    assert encoder.eval().counts(pyramid) == [495, 198]
 
 
 @pytest.mark.parametrize(("norm", "has_buffers"), [("frozen", True), ("batch", True), ("group", False)])

@@ -34,7 +34,7 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
     assert torch.isfinite(total)
 
 
-@pytest.mark.parametrize("command", re.findall(r"main\.py( -c config/(?:[^`#\n]|\\\n)*)", TEXT))
+@pytest.mark.parametrize("command", re.findall(r"main\.py( -c config/(?:\\\n|[^`#\n])*)", TEXT))
 def test_commands_name_configs_and_options_that_exist(command):
     words = command.replace("\\\n", " ").split()
     arguments = parse_arguments(words)

@@ -4,8 +4,16 @@ from collections.abc import Mapping
 
 from util.config import load_config
 
-SMALL = {"d_model": 32, "ffn_dim": 32, "low_ffn_dim": 32, "num_queries": 12, "dn_number": 2, "pretrained": None}
-SMALL["num_one2many"] = 12
+SMALL = {
+    "d_model": 32,
+    "ffn_dim": 32,
+    "low_ffn_dim": 32,
+    "num_queries": 12,
+    "num_one2many": 12,
+    "dn_number": 2,
+    "pretrained": None,
+    "score_threshold": 0.0,  # an untrained model is sure of nothing
+}
 
 
 def shrunk(path, **options):

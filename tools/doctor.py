@@ -3,7 +3,6 @@
 usage: python tools/doctor.py
 """
 
-import importlib
 import importlib.util
 import os
 import platform
@@ -64,24 +63,17 @@ def extension():
     import torch
 
     from models.ops import available_backends
-    from models.ops.ms_deform_attn import has_compiled_kernels
+    from models.ops.ms_deform_attn import has_compiled_kernels, load_extension
 
-    built = sorted((ROOT / "models/ops").glob("leandetr_ops*.so"))
-    installed = importlib.util.find_spec("leandetr_ops")
-    where = str(built[0].relative_to(ROOT)) if built else installed and installed.origin
-    say(bool(where), "extension", where or "not built; plain PyTorch is used, which is slow", "make ops")
-    if where:
-        try:
-            importlib.import_module("models.ops.leandetr_ops" if built else "leandetr_ops")
-        except ImportError as error:
-            say(False, "loads", str(error), "built for another PyTorch or Python: make clean ops")
-            return
-        say(has_compiled_kernels("CPU"), "CPU kernels", "registered", "make clean ops")
+    reason = load_extension()
+    remedy = "make ops; plain PyTorch is used until then, which is slow" if reason == "not built" else "make clean ops"
+    say(not reason, "extension", reason or "loads", remedy)
+    say(has_compiled_kernels("CPU"), "CPU kernels", "registered" if not reason else "none", remedy)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'ok     ' if gpus else 'without'}  {'GPU':<16} {', '.join(gpus) or 'none that PyTorch can use'}")
     if gpus:
         remedy = "install nvcc of CUDA " + str(torch.version.cuda) + "; then: make clean ops"
-        say(has_compiled_kernels("CUDA"), "CUDA kernels", "registered" if where else "not built", remedy)
+        say(has_compiled_kernels("CUDA"), "CUDA kernels", "registered" if not reason else "none", remedy)
     print(f"backends, fastest first: {', '.join(available_backends())}")
 
 

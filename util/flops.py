@@ -44,9 +44,16 @@ def count_gmacs(detector: nn.Module, images: list[Tensor]) -> float:
 
 def count_by_part(detector: nn.Module, images: list[Tensor]) -> dict[str, float]:
     """The same, for each of the module's children, in 10^9."""
+    try:
+        return _count(detector, images, "meta")
+    except NotImplementedError:  # its shapes depend on values, as region proposals do: black pictures must do
+        return _count(detector, images, "cpu")
+
+
+def _count(detector: nn.Module, images: list[Tensor], device: str) -> dict[str, float]:
     # A copy, since functional_call does not give back what modules that stand in two places held.
-    detector = copy.deepcopy(detector).to("meta")
-    images = [torch.empty_like(image, device="meta") for image in images]
+    detector = copy.deepcopy(detector).to(device)
+    images = [torch.zeros_like(image, device=device) for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
     with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
         detector(images)

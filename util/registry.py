@@ -19,7 +19,7 @@ def call(target: Callable, given: Mapping, /, where: str, **shared):
         ConfigError: a key that `target` does not take, a key that it needs and nobody names, or a combination that it
             refuses with a ValueError.
     """
-    name, parameters = target.__name__, inspect.signature(target).parameters
+    name, parameters = target.__name__, named_parameters(target)
     for key in given:
         if key not in parameters:
             raise ConfigError(f"{where}: {name} has no option '{key}'; {nearest(key, parameters)}")
@@ -31,6 +31,13 @@ def call(target: Callable, given: Mapping, /, where: str, **shared):
         return target(**arguments)
     except ValueError as error:
         raise ConfigError(f"{where}: {name}: {error}") from error
+
+
+def named_parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a class or function that have a name to give them by."""
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found = inspect.signature(target).parameters
+    return {name: parameter for name, parameter in found.items() if parameter.kind not in unnamed}
 
 
 class Registry:
@@ -54,7 +61,7 @@ class Registry:
 
     def options(self) -> set[str]:
         """Every option that any of the classes takes."""
-        return {name for cls in self.classes.values() for name in inspect.signature(cls).parameters}
+        return {name for cls in self.classes.values() for name in named_parameters(cls)}
 
     def factory(self, node: Mapping, **shared) -> Callable:
         """A callable that builds what `node` describes; its keyword arguments override the shared values."""

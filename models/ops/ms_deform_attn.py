@@ -1,6 +1,5 @@
 """Deformable attention as the models call it: checks the arguments and picks the fastest backend that serves them."""
 
-import contextlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,12 +54,21 @@ def _find_backends() -> dict[str, Backend]:
     return found
 
 
+def load_extension() -> str:
+    """Imports the extension, built in place or installed, which registers its kernels. Returns why it is not there."""
+    reasons = []
+    for name in ("models.ops.leandetr_ops", "leandetr_ops"):
+        try:
+            importlib.import_module(name)
+            return ""
+        except ImportError as error:
+            reasons += [] if isinstance(error, ModuleNotFoundError) else [str(error)]
+    return reasons[0] if reasons else "not built"
+
+
 def has_compiled_kernels(device: str) -> bool:
     """Whether the extension is built and holds kernels for "CPU" or "CUDA"."""
-    for name in ("models.ops.leandetr_ops", "leandetr_ops"):  # built in place, or installed
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-            break
+    load_extension()
     return torch._C._dispatch_has_kernel_for_dispatch_key("leandetr::ms_deform_attn", device)
 
 

@@ -8,10 +8,13 @@ LEANDETR_CUDA=0 leaves CUDA out. MAX_JOBS limits how many files are compiled at 
 """
 
 import os
+import re
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,18 +29,27 @@ def sources(*patterns: str) -> list[str]:
     return sorted(path.relative_to(HERE).as_posix() for pattern in patterns for path in HERE.glob(pattern))
 
 
+@cache
+def toolkit() -> Path | None:
+    """The folder of the CUDA toolkit. Its nvcc says where that is: what stands in PATH may be a link or a script."""
+    nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else None
+    if nvcc is None:
+        return None
+    words = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    said = subprocess.run(words, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"TOP=(.+)", said)
+    return Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parents[1]
+
+
 def why_without_cuda() -> str:
     """The reason for leaving CUDA out; empty when it can be built."""
     if os.environ.get("LEANDETR_CUDA") == "0":
         return "LEANDETR_CUDA=0"
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
-    if CUDA_HOME is None or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"):
+    if toolkit() is None:
         return "no nvcc; install the CUDA toolkit and point CUDA_HOME at it"
-    toolkit = Path(CUDA_HOME).resolve()
-    return (
-        "" if (toolkit / "include/cuda_runtime_api.h").is_file() or pip_headers() else f"no CUDA headers in {toolkit}"
-    )
+    return ""
 
 
 def pip_headers() -> list[str]:
@@ -56,10 +68,12 @@ def extension():
         print(f"leandetr_ops: CPU kernels only ({reason})", file=sys.stderr)
         return CppExtension(sources=sources("src/*.cpp", "src/cpu/*.cpp"), extra_compile_args=CPU_FLAGS, **common)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
-    # After the toolkit's own folder, so that its headers win where both have them.
+    # After the toolkit's own folder, so that its headers win where both have them: they belong to its nvcc.
     lacking = [flag for folder in pip_headers() for flag in ("-idirafter", folder)]
     return CUDAExtension(
         sources=sources("src/*.cpp", "src/cpu/*.cpp", "src/cuda/*.cpp", "src/cuda/*.cu"),
+        include_dirs=[str(toolkit() / "include")],
+        library_dirs=[str(folder) for name in ("lib64", "lib") if (folder := toolkit() / name).is_dir()],
         extra_compile_args={"cxx": [*CPU_FLAGS, *lacking], "nvcc": ["-O3", "--expt-relaxed-constexpr"]},
         **common,
     )
