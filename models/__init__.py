@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 import models.backbones.coat
+import models.backbones.mpvit
 import models.backbones.resnet
 import models.backbones.swin
 import models.decoders.deformable
