@@ -11,6 +11,7 @@ import models.backbones.coat
 import models.backbones.mpvit
 import models.backbones.resnet
 import models.backbones.swin
+import models.backbones.timm
 import models.decoders.deformable
 import models.encoders.deformable
 import models.encoders.interleaved
