@@ -7,7 +7,8 @@ Convolutional ones that were tried, with pictures of odd sides and maps at strid
   densenet121, vovnet39a, regnetx_032, regnety_032, hgnetv2_b4, darknet53, cspdarknet53, repvgg_a2 (batch norm);
 * efficientnet_b0, tf_efficientnetv2_s, mobilenetv3_large_100, mobilenetv4_conv_medium, mnasnet_100, ghostnet_100,
   fastvit_t8, starnet_s3, poolformerv2_s12 (small; batch norm but for the last);
-* hrnet_w18 and dla60, with divisor=32 (batch norm).
+* dla60 and hrnet_w18, with divisor=32 (batch norm); hrnet_w18 with its map at stride 4 too, or some of its weights
+  never learn and training on several GPUs needs --find_unused_params.
 
 Not for detectors: vision transformers of one resolution (vit_*, beit_*, mixer_*: no map at stride 8), models built for
 one picture size (swin_*, maxvit_*, efficientformerv2_*) and those whose maps are (B, H, W, C) (mambaout_*).
