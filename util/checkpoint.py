@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.distributed import barrier, is_main
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "leandetr-1"
 SHOWN = 12
+HUB = "hf-hub:"
 
 
 class CheckpointError(ValueError):
@@ -40,18 +43,21 @@ def save_checkpoint(content: dict, *paths: Path):
 
 
 def read_checkpoint(source: str | Path) -> dict:
-    """Reads a checkpoint of ours, of the papers' repositories or of torchvision, from a file or a URL.
+    """Reads a checkpoint of ours, of the papers' repositories, of torchvision or of timm, from a file or a URL.
 
-    A URL is downloaded once. Nothing in the file is ever executed: beside tensors and plain values only
-    argparse.Namespace is admitted, which the papers' files contain and which merely holds values.
+    A URL, or "hf-hub:OWNER/NAME" on the Hugging Face hub, is downloaded once. Nothing in the file is ever executed:
+    beside tensors and plain values only argparse.Namespace is admitted, which the papers' files contain and which
+    merely holds values.
 
     Raises:
         CheckpointError: the file is not there, is damaged, or contains something else.
     """
-    path = _download(str(source)) if str(source).startswith(("http://", "https://")) else Path(source)
+    path = _fetched(str(source))
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -59,11 +65,33 @@ def read_checkpoint(source: str | Path) -> dict:
         named = f" ({next(filter(None, reason.groups()))})" if reason else ""
         refusal = f"holds more than tensors and plain values{named} and is not loaded, since such a file can run code"
         raise CheckpointError(f"{path}: {refusal}. Ask its author for one with the weights alone") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def _fetched(source: str) -> Path:
+    """The file behind a path, a URL or a name on the hub."""
+    if source.startswith(("http://", "https://")):
+        return _download(source)
+    if source.startswith(HUB):
+        return _download_from_hub(source.removeprefix(HUB))
+    return Path(source)
+
+
+def _download_from_hub(name: str) -> Path:
+    """The weights of OWNER/NAME on the Hugging Face hub, from its cache if they are there."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "model.safetensors"))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{HUB}{name}: cannot be downloaded: {reason}. Get the file by hand and name it"
+        ) from error
 
 
 def _download(url: str) -> Path:
@@ -139,7 +167,8 @@ def difference(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, list[s
     """Keys that a model and weights do not share, and those whose shapes differ."""
     current = model.state_dict()
     return {
-        "missing": [key for key in current if key not in weights],
+        # Counters of batch norms are not weights: nothing reads them, and the papers' tables leave them out.
+        "missing": [key for key in current if key not in weights and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in weights if key not in current],
         "mis-shaped": [
             f"{key} {tuple(value.shape)}, here {tuple(current[key].shape)}"
