@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 import models.backbones.resnet
+import models.backbones.swin
 import models.criteria.token_selection
 import models.decoders.deformable
 import models.encoders.deformable

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from util.config import ConfigError, nearest
 
-BACKBONE = {r"^backbone\.0\.": "backbone."}
+# Sparse DETR's repository keeps a Swin, as every backbone, in "body"; DINO's does not.
+BACKBONE = {r"^backbone\.0\.(body\.(?=patch_embed|layers\.|norm))?": "backbone."}
 
 PYRAMID = {
     r"^input_proj\.": "neck.proj.",

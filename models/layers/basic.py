@@ -22,6 +22,19 @@ class MLP(nn.Module):
         return last(x)
 
 
+class GELUMLP(nn.Module):
+    """The MLP of vision transformers: two linear layers with GELU between them."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """log(x / (1 - x)), with both kept at `eps` or more so that 0 and 1 stay finite."""
     x = x.clamp(0, 1)
@@ -38,3 +51,12 @@ def init_xavier(module: nn.Module):
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
+
+
+def init_trunc_normal(module: nn.Module):
+    """Normal weights of deviation 0.02 and no bias for every linear layer under `module`, as in vision transformers."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,3 @@
+"""Lite-DINO H3L1-(2+1)x3, key-aware, Swin-T, 36 epochs."""
+
+_base_ = ['lite_dino_r50_h3l1_2p1x3_kda.py', '../_base_/swint.py']
