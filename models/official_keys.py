@@ -1,7 +1,8 @@
 """Checkpoints of the papers' own repositories: their key names in ours, one table of rules a family.
 
 A rule is a regular expression at the head of a key and what replaces it; None drops the key, which is known to be a
-second name of another one. Every key must match exactly one rule.
+second name of another one; several names are those of one module that stands in several places. Every key must match
+exactly one rule.
 """
 
 import re
@@ -44,6 +45,7 @@ SPARSE_DETR = {
     r"^transformer\.encoder\.(class|bbox)_embed\.": None,
     **{rf"^(class|bbox)_embed\.{7 + i}\.": rf"encoder.heads.{i}.\1_embed." for i in range(5)},
     r"^transformer\.enc_mask_predictor\.": "encoder.scorer.",
+    r"^transformer\.(enc_output|enc_output_norm)\.": (r"queries.features.\1.", r"encoder.features.\1."),
 }
 
 DINO = {
@@ -75,6 +77,7 @@ PNP_DETR = {
     r"^transformer\.encoder\.layers\.": "encoder.base.layers.",
     r"^transformer\.sampler\.": "encoder.",
 }
+
 H_DETR = {**DEFORMABLE_DETR, r"^query_embed\.weight$": "queries.init.embed_content.weight"}
 
 FAMILIES = {
@@ -84,6 +87,7 @@ FAMILIES = {
     "detr": DETR,
     "conditional_detr": CONDITIONAL_DETR,
     "pnp_detr": PNP_DETR,
+    "efficient_detr": DEFORMABLE_DETR,
     "sparse_detr": SPARSE_DETR,
     "h_detr": H_DETR,
 }
@@ -98,9 +102,6 @@ SCRL = {
     **{rf"^encoder\.{3 + stage}\.": f"layer{stage}." for stage in (1, 2, 3, 4)},
 }
 """A ResNet as SCRL's checkpoints store it (Spatially Consistent Representation Learning), in torchvision's names."""
-
-SCORED_WITH = ("queries.features.", "encoder.features.")
-"""Sparse DETR's encoder scores tokens with the first stage's projection, which therefore stands in two places."""
 
 
 def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Tensor]:
@@ -123,14 +124,12 @@ def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Te
         if len(rules) != 1:
             unknown.append(key)
         elif rules[0][1] is not None:
-            converted[re.sub(*rules[0], key)] = value
+            pattern, names = rules[0]
+            for name in (names,) if isinstance(names, str) else names:
+                converted[re.sub(pattern, name, key)] = value
     if unknown:
         more = f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""
         raise KeyError(f"not keys of an official {family} checkpoint: {', '.join(unknown[:12])}{more}")
-    if any(key.startswith("encoder.scorer.") for key in converted):
-        first, second = SCORED_WITH
-        shared = [key for key in converted if key.startswith(first)]
-        converted |= {key.replace(first, second): converted[key] for key in shared}
     return converted
 
 
@@ -144,7 +143,7 @@ def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _table(family: str) -> dict[str, str | None]:
+def _table(family: str) -> dict[str, str | tuple[str, ...] | None]:
     if family not in FAMILIES:
         raise ConfigError(f"official_keys = '{family}': there is no such key table; {nearest(family, FAMILIES)}")
     return FAMILIES[family]

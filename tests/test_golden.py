@@ -24,18 +24,27 @@ def recording(request):
     return Recording(request.param)
 
 
+NEIGHBOURS = {"h_deformable_detr_r50": (0, 205, (189, 454))}
+"""Picture, rank and tokens, in recorded order, where two scores differ by 1e-6 and no order was recorded."""
+
+
 def impose_order(monkeypatch, recording):
     """Neighbours in a top-k may differ by less than rounding noise: takes the recorded order where there is one.
 
     Checks first that the recorded tokens are as good a choice by our scores.
     """
     found = {"encoder_topk_index", "query_topk"} & set(recording.arrays)
-    if not found:
+    if not found and recording.name not in NEIGHBOURS:
         return
-    recorded = torch.from_numpy(recording.arrays[found.pop()].astype(np.int64))
 
     def choose(self, scores, size):
-        ours = scores.topk(size, dim=1).values
+        ours, index = scores.topk(size, dim=1)
+        if found:
+            recorded = torch.from_numpy(recording.arrays[min(found)].astype(np.int64))
+        else:
+            image, rank, tokens = NEIGHBOURS[recording.name]
+            recorded = index.clone()
+            recorded[image, rank : rank + 2] = torch.tensor(tokens)
         torch.testing.assert_close(scores.gather(1, recorded), ours, rtol=0, atol=1e-5)
         return recorded
 

@@ -7,6 +7,6 @@ Two-stage Deformable DETR whose first stage tells the classes apart and hands it
 
 _base_ = '../deformable_detr/deformable_detr_r50_two_stage.py'
 
-official_keys = 'sparse_detr'
+official_keys = 'efficient_detr'
 model = dict(queries=dict(init=dict(type='FromMemory'), score='max'))
 criterion = dict(supervise=dict(proposals=dict(labels='classes')))

@@ -7,6 +7,7 @@ torchrun --nproc_per_node=8 main.py -c config/sparse_detr/sparse_detr_r50_rho_0.
 
 _base_ = '../efficient_detr/efficient_detr_r50.py'
 
+official_keys = 'sparse_detr'
 model = dict(
     encoder=dict(
         type='SparseEncoder',

@@ -1,0 +1,5 @@
+"""Sparse DETR, Swin-T, updates 20 % of the encoder's tokens: 48.8 AP as published."""
+
+_base_ = 'sparse_detr_swint_rho_0.1.py'
+
+model = dict(encoder=dict(keep_ratio=0.2))
