@@ -1,31 +1,41 @@
 """Writes docs/models.md: every model of config/ with what it costs and what its paper reports.
 
-usage: python -m tools.model_table
+usage: python tools/model_table.py
 """
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 from models import build_detector
 from util.benchmark import SIZE
 from util.config import load_config
 from util.flops import count_gmacs
 
-ROOT = Path(__file__).parent.parent
 PAPERS = {
+    "detr": "[DETR](https://arxiv.org/abs/2005.12872)",
+    "conditional_detr": "[Conditional DETR](https://arxiv.org/abs/2108.06152)",
+    "pnp_detr": "[PnP-DETR](https://arxiv.org/abs/2109.07036)",
     "deformable_detr": "[Deformable DETR](https://arxiv.org/abs/2010.04159)",
+    "efficient_detr": "[Efficient DETR](https://arxiv.org/abs/2104.01318), as Sparse DETR builds it",
+    "sparse_detr": "[Sparse DETR](https://arxiv.org/abs/2111.14330)",
     "DINO": "[DINO](https://arxiv.org/abs/2203.03605)",
     "lite_detr": "[Lite DETR](https://arxiv.org/abs/2303.07335)",
+    "h_detr": "[H-DETR](https://arxiv.org/abs/2207.13080)",
+    "faster_rcnn": "[Faster R-CNN](https://arxiv.org/abs/1506.01497), the tables' baseline",
 }
-"""Paper of a family's folder; models of other folders are this project's own."""
+"""Papers by the folder of their configs; models of other folders are this project's own."""
 SCHEDULE = re.compile(r"_\d+e$")
 HEAD = f"""\
 # Models
 
-Written by `python -m tools.model_table`. AP on COCO val2017 is **as published**, by the paper or with its code's
+Written by `python tools/model_table.py`. AP on COCO val2017 is **as published**, by the paper or with its code's
 checkpoints; nothing here was trained to the end with this code. Parameters (all, and those that train) and
 multiply-adds (one picture of {SIZE[0]}x{SIZE[1]}, counted as published tables count) are this code's. "Checked": an
 official checkpoint of generated weights loads, and gives the outputs, losses and gradients of the paper's code.
@@ -64,9 +74,9 @@ def published(path: Path) -> str:
 
 def main():
     lines = []
-    for folder in sorted(path for path in (ROOT / "config").iterdir() if path.is_dir() and path.name != "_base_"):
-        paper = PAPERS.get(folder.name, "This project's own")
-        lines += [f"| **{paper}** | | | | | | |", *rows(folder)]
+    others = sorted(path.name for path in (ROOT / "config").iterdir() if path.name not in (*PAPERS, "_base_"))
+    for name in (*PAPERS, *others):
+        lines += [f"| **{PAPERS.get(name, 'This project')}** | | | | | | |", *rows(ROOT / "config" / name)]
     (ROOT / "docs/models.md").write_text(HEAD + "\n".join(lines) + "\n")
 
 

@@ -30,15 +30,19 @@ def sources(*patterns: str) -> list[str]:
 
 
 @cache
-def toolkit() -> Path | None:
+def nvcc(*arguments: str) -> str:
+    """What nvcc says when it is called so; empty where there is none."""
+    program = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else None
+    if program is None:
+        return ""
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def toolkit() -> Path:
     """The folder of the CUDA toolkit. Its nvcc says where that is: what stands in PATH may be a link or a script."""
-    nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else None
-    if nvcc is None:
-        return None
-    words = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
-    said = subprocess.run(words, capture_output=True, text=True, check=False).stderr
-    top = re.search(r"TOP=(.+)", said)
-    return Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parents[1]
+    top = re.search(r"TOP=(.+)", nvcc("--dryrun", "-x", "cu", "-c", os.devnull))
+    return Path(top[1].strip() if top else CUDA_HOME).resolve()
 
 
 def why_without_cuda() -> str:
@@ -47,8 +51,11 @@ def why_without_cuda() -> str:
         return "LEANDETR_CUDA=0"
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
-    if toolkit() is None:
+    release = re.search(r"release (\d+)\.", nvcc("--version"))
+    if release is None:
         return "no nvcc; install the CUDA toolkit and point CUDA_HOME at it"
+    if release[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {release[1]}, PyTorch of CUDA {torch.version.cuda}"
     return ""
 
 
