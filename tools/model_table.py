@@ -51,7 +51,8 @@ def rows(folder: Path) -> list[str]:
     for path in sorted(folder.glob("*.py")):
         if SCHEDULE.search(path.stem):
             continue
-        reported = [said for said in map(published, (path, *sorted(folder.glob(f"{path.stem}_*e.py")))) if said]
+        longer = [other for other in sorted(folder.glob("*.py")) if SCHEDULE.sub("", other.stem) == path.stem]
+        reported = [said for said in map(published, longer) if said]
         cfg = load_config(path)
         detector = build_detector(cfg)
         total = sum(p.numel() for p in detector.parameters()) / 1e6

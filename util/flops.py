@@ -52,7 +52,7 @@ def count_by_part(detector: nn.Module, images: list[Tensor]) -> dict[str, float]
 
 def _count(detector: nn.Module, images: list[Tensor], device: str) -> dict[str, float]:
     # A copy, since functional_call does not give back what modules that stand in two places held.
-    detector = copy.deepcopy(detector).to(device)
+    detector = copy.deepcopy(detector).to(device).eval()
     images = [torch.zeros_like(image, device=device) for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
     with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
