@@ -148,7 +148,10 @@ class Run:
         if world_size() > 1:
             devices = [local_rank()] if self.args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=self.args.find_unused_params)
-        while state.epoch < self.cfg.schedule.epochs:
+        epochs = self.cfg.schedule.epochs
+        if state.epoch >= epochs:
+            log.info("all %d epochs are trained already; schedule.epochs asks for more, --eval evaluates", epochs)
+        while state.epoch < epochs:
             epoch, start = state.epoch, time.perf_counter()
             loader.sampler.epoch = epoch
             means = train_one_epoch(
@@ -168,12 +171,12 @@ class Run:
             log.info("epoch %d: loss %.4f, %.0f s", epoch, means["loss"], seconds)
             entry = {"epoch": epoch, "seconds": seconds} | {f"train_{name}": value for name, value in means.items()}
             state.epoch += 1
-            if state.epoch % self.options.eval_every == 0 or state.epoch == self.cfg.schedule.epochs:
-                entry |= self.evaluate_candidates(state, val_set, val_loader)
+            last = state.epoch == epochs
+            if state.epoch % self.options.eval_every == 0 or last:
+                entry |= self.evaluate_candidates(state, val_set, val_loader, pictures=last)
             self.journal.write(entry)
             self.save(state)
         self.draw_curves()
-        self.evaluate(state.candidates().popitem()[1], val_set, val_loader, pictures=True)
 
     def start(self, detector: nn.Module, batches: int) -> TrainingState:
         """Weights, optimiser, schedule and average: of a new training, or of the one that is resumed."""
@@ -232,11 +235,11 @@ class Run:
             log.info("pictures: %s", self.output_dir / "vis")
         return {**means, **scores.numbers, "coco_eval_bbox": list(scores.numbers.values()), "classes": scores.classes}
 
-    def evaluate_candidates(self, state: TrainingState, dataset: DetectionDataset, loader) -> dict:
+    def evaluate_candidates(self, state: TrainingState, dataset: DetectionDataset, loader, pictures: bool) -> dict:
         """Scores the model and its average; the best of each stays in a file of its own."""
         entry = {}
         for name, model in state.candidates().items():
-            numbers = self.evaluate(model, dataset, loader, name)
+            numbers = self.evaluate(model, dataset, loader, name, pictures)
             prefix = "test_" if name == "regular" else f"{name}_test_"
             entry |= {f"{prefix}{key}": value for key, value in numbers.items()}
             if numbers["AP"] > state.best.get(name, -1.0):

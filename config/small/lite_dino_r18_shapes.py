@@ -1,4 +1,5 @@
-"""A small Lite-DINO for generated pictures: ResNet-18 from scratch, three levels, minutes on a laptop's CPU.
+"""A small Lite-DINO for generated pictures: ResNet-18 from scratch, three levels of which the coarsest
+is made by the neck, minutes on a laptop's CPU.
 
 python main.py -c config/small/lite_dino_r18_shapes.py
 """
@@ -9,7 +10,7 @@ _layer = dict(ffn_dim=512, dropout=0.0)
 model = dict(
     d_model=128,
     num_levels=3,
-    backbone=dict(depth=18, stages=(2, 3, 4), norm='batch', frozen=0, pretrained=None),
+    backbone=dict(depth=18, stages=(2, 3), norm='batch', frozen=0, pretrained=None),
     encoder=dict(num_layers=2, num_blocks=1, high_levels=2, layer=_layer, last_layer=dict(low_ffn_dim=128, **_layer)),
     queries=dict(dn_number=50, box_noise_scale=0.4, base=dict(num_queries=60)),
     decoder=dict(num_layers=3, layer=_layer),
@@ -18,11 +19,11 @@ criterion = dict(losses=dict(ce=dict(weight=2.0)))
 postprocess = dict(num_select=100)
 data = dict(
     root='shapes',
-    batch_size=8,
+    batch_size=4,
     eval_batch_size=16,
-    augment=dict(scales=(128, 136, 144), max_size=208, crop=None),
-    resize=dict(scale=136, max_size=208),
+    augment=dict(scales=(120, 128, 136), max_size=208, crop=None),
+    resize=dict(scale=128, max_size=208),
 )
-optimizer = dict(lr=5e-4, scale={'backbone': 1.0})
+optimizer = dict(lr=7e-4, scale={'backbone': 1.0})
 schedule = dict(epochs=5, kind='onecycle')
-training = dict(ema=dict(decay=0.998), eval_every=5, print_every=10)
+training = dict(ema=dict(decay=0.998), eval_every=5, print_every=20)

@@ -154,6 +154,8 @@ def _checked(value: Tensor, shapes, locations: Tensor) -> reference.Shapes:
 def _pick(backend: str, value: Tensor, locations: Tensor) -> Backend:
     if value.is_meta:
         return SHAPES_ONLY
+    if backend == "auto" and torch.onnx.is_in_onnx_export():
+        return BACKENDS["reference"]  # ONNX knows grid_sample, not our operators
     if backend == "auto":
         return next(candidate for candidate in BACKENDS.values() if candidate.serves(value, locations))
     if backend not in BACKENDS:
