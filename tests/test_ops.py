@@ -281,3 +281,22 @@ def test_reference_on_a_gpu():
     inputs = [x.cuda() for x in (value, locations, weights)]
     there = ms_deform_attn(inputs[0], ((3, 4), (1, 1)), *inputs[1:], backend="reference")
     torch.testing.assert_close(there.cpu(), ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights))
+
+
+def test_onnx_programs_compute_the_same(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    shapes = ((6, 8), (3, 4))
+
+    class Attentions(torch.nn.Module):
+        def forward(self, query, value, locations, weights):
+            plain = ms_deform_attn(value, shapes, locations, weights)
+            return plain, key_aware_deform_attn(query, value, value, shapes, locations)
+
+    query, _, value, locations, weights = problem(shapes)
+    inputs = (query, value, locations, weights)
+    torch.onnx.export(Attentions().eval(), inputs, dynamo=True, verbose=False).save(tmp_path / "attentions.onnx")
+    session = runtime.InferenceSession(tmp_path / "attentions.onnx")
+    answers = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)})
+    for answer, expected in zip(answers, Attentions()(*inputs), strict=True):
+        torch.testing.assert_close(torch.from_numpy(answer), expected)

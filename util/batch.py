@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=65536)
 def _nearest_extent(size: int, full: int, cells: int) -> int:
-    """How many of `cells` lie in the first `size` of `full` pixels, by PyTorch's nearest-neighbour rule."""
-    inside = (torch.arange(full) < size).float()
-    return int(F.interpolate(inside[None, None], size=cells).sum())
+    """How many of `cells` lie in the first `size` of `full` pixels, by PyTorch's nearest-neighbour rule in float32.
+
+    Not computed by PyTorch itself, so that compiled and exported programs take it for the plain number that it is.
+    """
+    source = np.arange(cells, dtype=np.float32) * (np.float32(full) / np.float32(cells))
+    return int((source.astype(np.int64) < size).sum())
 
 
 @dataclass(frozen=True)
