@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,19 @@ from datasets.preview import draw_detections
 from engine import TrainingDivergedError, evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone
-from util.benchmark import describe, measure
+from util.benchmark import describe, measure, measure_training
 from util.checkpoint import CheckpointError, averaged_weights, load_strictly, read_checkpoint, save_checkpoint
 from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest, parse_options
-from util.distributed import broadcast_buffers, init_processes, is_main, leave_processes, local_rank, rank, world_size
+from util.distributed import (
+    barrier,
+    broadcast_buffers,
+    init_processes,
+    is_main,
+    leave_processes,
+    local_rank,
+    rank,
+    world_size,
+)
 from util.logger import Journal, setup_logging
 from util.optim import build_optimizer, build_schedule, moving_average
 from util.precision import Precision
@@ -41,7 +50,12 @@ log = logging.getLogger("main")
 
 SECTIONS = (
     "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
+    "compile",
 )  # fmt: skip
+
+
+OBJECTS = 7
+"""In a picture of COCO, on average."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,8 @@ class Run:
         detector = build_detector(self.cfg).to(self.args.device)
         if is_main():
             (self.output_dir / "config.py").write_text(dump_config(self.cfg))
+        if self.cfg.get("compile"):
+            detector.compile()  # PyTorch's compiler; anew for every size of picture
         total = sum(p.numel() for p in detector.parameters())
         log.info("%s: %.3f M parameters, on %s", self.args.config_file, total / 1e6, self.args.device)
         return detector
@@ -282,11 +298,35 @@ class Run:
             log.info("%s: %d detections", self.output_dir / "results.json", len(detections))
 
     def benchmark(self):
-        """--benchmark: what the model costs."""
-        measured = measure(self.build(), self.args.device)
+        """--benchmark: what the model costs; with --benchmark_train what its training costs too."""
+        detector, resize = self.build(), self.cfg.data.resize
+        size = resize.scale, min(resize.max_size, resize.scale * 4 // 3)
+        measured = measure(detector, self.precision, size)
+        if self.args.benchmark_train:
+            step, pictures = self.training_step(detector.train(), size), self.cfg.data.batch_size
+            measured["training"] = measure_training(step, pictures, self.cfg.schedule.epochs, self.args.device)
         log.info("\n%s", describe(measured))
         if is_main():
             (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
+
+    def training_step(self, detector: nn.Module, size: tuple[int, int]) -> Callable[[], object]:
+        """A whole step on a batch of noise that holds as many objects as COCO's pictures do, to be measured."""
+        device, pictures = self.args.device, self.cfg.data.batch_size
+        images = [torch.randn(3, *size, device=device) for _ in range(pictures)]
+        labels = torch.randint(self.cfg.model.num_classes, (pictures, OBJECTS), device=device)
+        boxes = torch.rand(pictures, OBJECTS, 4, device=device) * 0.4 + 0.1
+        targets = [{"labels": label, "boxes": box} for label, box in zip(labels, boxes, strict=True)]
+        optimizer = self.section(build_optimizer, "optimizer", model=detector)
+
+        def step():
+            with self.precision.autocast():
+                output = detector(images, targets)
+            losses, _ = self.criterion(output, targets)
+            self.precision.backward(sum(losses.values()))
+            self.precision.step(optimizer, detector, self.options.clip_norm)
+            optimizer.zero_grad()
+
+        return step
 
     def draw_curves(self):
         """Losses and AP so far, in vis/curves.png."""
@@ -303,7 +343,7 @@ def main(args: Namespace) -> int:
     setup_logging(None)
     try:
         run = Run(args)
-        if args.benchmark or args.benchmark_only:
+        if args.benchmark or args.benchmark_train or args.benchmark_only:
             run.benchmark()
         if args.eval:
             run.evaluate_only()
@@ -311,6 +351,7 @@ def main(args: Namespace) -> int:
             run.detect_only()
         elif not args.benchmark_only:
             run.train()
+        barrier()
     except (ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)
         return 2

@@ -4,12 +4,27 @@ Letters in shapes: B pictures, L levels, S tokens of all levels together, Q quer
 N decoder layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import groupby
 
 import torch
 from torch import Tensor
+
+
+class computed_once:  # noqa: N801 - reads as the decorator that it is
+    """functools.cached_property without the lock that it has before Python 3.12, which torch.compile cannot enter."""
+
+    def __init__(self, function: Callable):
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __set_name__(self, owner, name: str):
+        self.name = name
+
+    def __get__(self, instance, owner=None):
+        value = self.function(instance)
+        object.__setattr__(instance, self.name, value)  # found before this descriptor from now on
+        return value
 
 
 def padding_of(extents: tuple[tuple[int, int], ...], shape: tuple[int, int], device) -> Tensor:
@@ -51,13 +66,13 @@ class Pyramid(TokenSet):
     shapes: tuple[tuple[int, int], ...]
     extents: tuple[tuple[tuple[int, int], ...], ...]
 
-    @cached_property
+    @computed_once
     def valid_sizes(self) -> Tensor:
         """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
         sizes = [[(w, h) for h, w in levels] for levels in self.extents]
         return torch.tensor(sizes, dtype=torch.float32, device=self.tokens.device)
 
-    @cached_property
+    @computed_once
     def valid_ratios(self) -> Tensor:
         """(B, L, 2): the share of each padded map's width and height that is not padding."""
         return self.valid_sizes / self.valid_sizes.new_tensor([(w, h) for h, w in self.shapes])
@@ -195,7 +210,7 @@ class TokenSelection:
     shapes: tuple[tuple[int, int], ...]
     padding: Tensor
 
-    @cached_property
+    @computed_once
     def kept(self) -> Tensor:
         """(B, K) bool: the ranks that are a picture's own, as opposed to those that only fill its row up."""
         counts = torch.tensor(self.counts, device=self.chosen.device)

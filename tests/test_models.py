@@ -125,6 +125,17 @@ def test_without_gradients_the_answer_is_the_same():
         torch.testing.assert_close(lean.boxes, full.boxes, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "sparse_detr/sparse_detr_r50_rho_0.3"])
+def test_detectors_compile_as_one_graph(name):
+    torch.manual_seed(0)
+    layers = {"model.backbone.depth": 18, "model.encoder.num_layers": 2, "model.decoder.num_layers": 2}
+    detector = build_detector(shrunk(ROOT / f"config/{name}.py", **layers)).eval()
+    images = pictures((64, 96))
+    with torch.no_grad():
+        compiled = torch.compile(detector, backend="eager", fullgraph=True)(images)
+        torch.testing.assert_close(compiled.logits, detector(images).logits)
+
+
 def test_counting_needs_no_computation_and_knows_the_parts():
     cfg = shrunk(LITE)
     detector = build_detector(cfg)

@@ -129,12 +129,14 @@ def test_detecting_without_truth(trained, data, tmp_path):
     assert len(json.loads((tmp_path / "results.json").read_text())) > 0
 
 
-def test_measuring(config, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("util.benchmark.LATENCY_SIZE", (64, 96))
-    assert run(*command(config, data, tmp_path, "--benchmark", "--benchmark_only")) == 0
+def test_measuring(config, data, tmp_path):
+    assert run(*command(config, data, tmp_path, "--benchmark", "--benchmark_train", "--benchmark_only")) == 0
     measured = json.loads((tmp_path / "benchmark.json").read_text())
     assert measured["gmacs"] == pytest.approx(sum(measured["gmacs_by_part"].values()))
-    assert measured["latency_ms"] > 0
+    assert measured["batches"]["1"]["pictures_per_second"] > 0
+    assert measured["batches"]["4"]["peak_mb"] > measured["batches"]["1"]["peak_mb"] > 0
+    assert measured["training"]["peak_mb"] > measured["batches"]["1"]["peak_mb"]
+    assert measured["training"]["hours_per_schedule"] > measured["training"]["hours_per_epoch"]
 
 
 def test_finetuning_to_other_classes(trained, config, tmp_path):
@@ -342,7 +344,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import build_criterion, build_detector
 from tests.golden import objects, picture
 from tests.tiny import shrunk
-from util.distributed import init_processes, leave_processes, mean_over_processes, rank, world_size
+from util.distributed import barrier, init_processes, leave_processes, mean_over_processes, rank, world_size
 
 torch.nn.functional.relu = torch.nn.functional.silu  # a ReLU near zero may switch with rounding
 torch.rand_like = lambda t: torch.full(t.shape, 0.4)
@@ -376,6 +378,7 @@ def step(config, output):
 
 init_processes("cpu")
 step(*sys.argv[1:])
+barrier()
 leave_processes()
 """
 

@@ -52,7 +52,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval", action="store_true", help="evaluate on the val split and stop")
     add("--test", action="store_true", help="detect on the test split, write results.json and stop")
     add("--save_results", action="store_true", help="write the detections of an evaluation as COCO JSON")
-    add("--benchmark", action="store_true", help="measure parameters, multiply-adds and latency first")
+    add("--benchmark", action="store_true", help="measure parameters, multiply-adds, latency and memory first")
+    add("--benchmark_train", action="store_true", help="and the rate of training steps, and what COCO would take")
     add("--benchmark_only", action="store_true", help="measure and stop")
 
     run = parser.add_argument_group("run")

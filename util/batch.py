@@ -1,7 +1,6 @@
 """A batch of pictures of different sizes as one tensor."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=65536)
 def _nearest_extent(size: int, full: int, cells: int) -> int:
     """How many of `cells` lie in the first `size` of `full` pixels, by PyTorch's nearest-neighbour rule in float32.
 

@@ -1,61 +1,175 @@
-"""What a detector costs: parameters, multiply-adds, latency."""
+"""What a detector costs: parameters, multiply-adds, latency, memory; and what training it costs."""
 
 import statistics
 import time
+import weakref
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from util.flops import count_by_part
+from util.precision import Precision
 
 SIZE = (850, 1040)
 """Height and width of the picture behind the published multiply-adds of most papers here."""
-LATENCY_SIZE = (800, 1066)
+BATCHES = (1, 4)
+COCO_PICTURES = 118_287
+"""Pictures of train2017."""
+WARM_UP = 2
 
 
-def measure(model: nn.Module, device: str, repeats: int = 5) -> dict:
-    """Measures one picture at a time.
+def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repeats: int = 5) -> dict:
+    """Measures a detector on pictures of random noise.
+
+    Args:
+        size: height and width of the pictures that are timed.
+        repeats: how often every batch is timed.
 
     Returns:
-        parameters and trainable_parameters; gmacs in all and gmacs_by_part of one 850x1040 picture; latency_ms, its
-        median, and latency_ms_p95 for one 800x1066 picture after warming up.
+        parameters and trainable_parameters; gmacs in all and gmacs_by_part of one 850x1040 picture; and per size of
+        batch under "batches", after warming up: latency_ms (median) and latency_ms_p95 of the batch,
+        pictures_per_second, and peak_mb, what the batch needs beside the weights.
     """
     parts = count_by_part(model, [torch.empty(3, *SIZE)])
-    seconds = latencies(model, torch.randn(1, 3, *LATENCY_SIZE, device=device), repeats)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "gmacs": sum(parts.values()),
         "gmacs_by_part": parts,
-        "latency_ms": 1e3 * statistics.median(seconds),
-        "latency_ms_p95": 1e3 * sorted(seconds)[int(0.95 * (len(seconds) - 1))],
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "size": list(size),
+        "batches": {str(count): _measure_batch(model.eval(), count, size, precision, repeats) for count in BATCHES},
+        "device": name_of(precision.device),
+        "dtype": str(precision.dtype if precision.amp else torch.float32).removeprefix("torch."),
     }
 
 
+def name_of(device: str) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 @torch.inference_mode()
-def latencies(model: nn.Module, images: torch.Tensor, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` forward passes on a batch (B, 3, H, W), after two that do not count."""
-    model.eval()
+def _measure_batch(
+    model: nn.Module, count: int, size: tuple[int, int], precision: Precision, repeats: int
+) -> dict[str, float]:
+    images = [torch.randn(3, *size, device=precision.device) for _ in range(count)]
+
+    def detect():
+        with precision.autocast():
+            model(images)
+
+    seconds = times(detect, precision.device, repeats)
+    median = statistics.median(seconds)
+    return {
+        "latency_ms": 1e3 * median,
+        "latency_ms_p95": 1e3 * sorted(seconds)[round(0.95 * (len(seconds) - 1))],
+        "pictures_per_second": count / median,
+        "peak_mb": peak_megabytes(detect, precision.device),
+    }
+
+
+def measure_training(step: Callable[[], object], pictures: int, epochs: int, device: str, repeats: int = 5) -> dict:
+    """Measures training steps.
+
+    Args:
+        step: one whole step on `pictures` pictures, from forward to optimiser.
+        epochs: of the whole schedule.
+
+    Returns:
+        step_ms (median), pictures_per_second, peak_mb; and the device-hours that an epoch of COCO's train2017, and the
+        whole schedule, take at that rate.
+    """
+    median = statistics.median(times(step, device, repeats))
+    hours = COCO_PICTURES * median / pictures / 3600
+    return {
+        "step_ms": 1e3 * median,
+        "pictures_per_second": pictures / median,
+        "hours_per_epoch": hours,
+        "hours_per_schedule": hours * epochs,
+        "peak_mb": peak_megabytes(step, device),
+    }
+
+
+def times(work: Callable[[], object], device: str, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` runs, after two that do not count."""
     seconds = []
-    for _ in range(repeats + 2):
+    for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
-        model(list(images))
-        if images.is_cuda:
+        work()
+        if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return seconds[2:]
+    return seconds[WARM_UP:]
+
+
+def peak_megabytes(work: Callable[[], object], device: str) -> float:
+    """The most memory, in 10^6 bytes, that tensors made during one run hold at any moment of it.
+
+    On a GPU as its allocator says; elsewhere what operators return is counted, without their own scratch memory.
+    """
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with _LiveStorages() as live:
+        work()
+    return live.peak / 1e6
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Adds up the storages that operators make, as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.known = weakref.WeakKeyDictionary()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
+        answer = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(answer):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given and storage not in self.known:
+                    self._add(storage)
+        return answer
+
+    def _add(self, storage: torch.UntypedStorage):
+        size = storage.nbytes()
+        self.known[storage] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, size)
+
+    def _remove(self, size: int):
+        self.now -= size
 
 
 def describe(measured: dict) -> str:
     """The measurements as text for people."""
     total, trainable = measured["parameters"] / 1e6, measured["trainable_parameters"] / 1e6
     parts = "  ".join(f"{name} {value:.2f}" for name, value in measured["gmacs_by_part"].items())
-    return "\n".join(
-        [
-            f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
-            f"multiply-adds   {measured['gmacs']:.2f} G at {SIZE[0]}x{SIZE[1]}: {parts}",
-            f"latency         {measured['latency_ms']:.1f} ms median, {measured['latency_ms_p95']:.1f} ms p95, "
-            f"one picture of {LATENCY_SIZE[0]}x{LATENCY_SIZE[1]} on {measured['device']}",
-        ]
-    )
+    lines = [
+        f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
+        f"multiply-adds   {measured['gmacs']:.2f} G at {SIZE[0]}x{SIZE[1]}: {parts}",
+        f"on {measured['device']}, {measured['dtype']}, pictures of {measured['size'][0]}x{measured['size'][1]}:",
+        f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'pictures/s':>11} {'peak MB':>9}",
+    ]
+    for count, numbers in measured["batches"].items():
+        lines.append(_row(count, numbers["latency_ms"], numbers["latency_ms_p95"], numbers))
+    if "training" in measured:
+        numbers = measured["training"]
+        lines.append(_row("training", numbers["step_ms"], float("nan"), numbers))
+        epoch, schedule = numbers["hours_per_epoch"], numbers["hours_per_schedule"]
+        lines.append(f"at that rate COCO takes {epoch:.3g} device-hours an epoch, {schedule:.3g} in all")
+    return "\n".join(lines)
+
+
+def _row(name: str, median: float, p95: float, numbers: dict[str, float]) -> str:
+    slow = "" if p95 != p95 else f"{p95:.1f}"
+    return f"{name:>8} {median:10.1f} {slow:>10} {numbers['pictures_per_second']:11.3g} {numbers['peak_mb']:9.0f}"

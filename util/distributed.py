@@ -26,7 +26,11 @@ def init_processes(device: str):
 
 
 def leave_processes():
-    """Ends what `init_processes` began."""
+    """Ends what `init_processes` began.
+
+    Where nothing failed, call `barrier` first: gloo's threads may still hold tensors of the last exchange, and a group
+    that is destroyed meanwhile can wait for them for ever while they wait for Python.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
