@@ -47,7 +47,7 @@ def output(predicted, *groups, **seen):
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_assignment_is_the_cheapest(first, second, queries, seed):
     matcher, targets = HungarianMatcher(), Targets.of(objects(first, second, seed=seed))
     predicted = detections(2, 2, queries, seed)

@@ -257,7 +257,7 @@ boxes_in = st.lists(
 
 
 @given(boxes_in, st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_boxes_follow_their_pixels(boxes, seed):
     """Paints the boxes, augments, and finds them again where the transform says."""
     painted = np.zeros((40, 48, 3), np.uint8)

@@ -85,7 +85,7 @@ CASES = st.fixed_dictionaries(
 
 @needs_extension
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(case=CASES, seed=st.integers(0, 99))
 def test_compiled_backends_equal_the_reference(dtype, case, seed):
     shapes = case["shapes"]
@@ -283,6 +283,10 @@ def test_reference_on_a_gpu():
     torch.testing.assert_close(there.cpu(), ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights))
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8),
+    reason="before 2.8, PyTorch does not tell a model that it is being exported to ONNX",
+)
 def test_onnx_programs_compute_the_same(tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
