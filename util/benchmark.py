@@ -40,7 +40,7 @@ def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repea
         "gmacs": sum(parts.values()),
         "gmacs_by_part": parts,
         "size": list(size),
-        "batches": {str(count): _measure_batch(model.eval(), count, size, precision, repeats) for count in BATCHES},
+        "batches": {str(count): measure_latency(model.eval(), count, size, precision, repeats) for count in BATCHES},
         "device": name_of(precision.device),
         "dtype": str(precision.dtype if precision.amp else torch.float32).removeprefix("torch."),
     }
@@ -52,9 +52,10 @@ def name_of(device: str) -> str:
 
 
 @torch.inference_mode()
-def _measure_batch(
+def measure_latency(
     model: nn.Module, count: int, size: tuple[int, int], precision: Precision, repeats: int
 ) -> dict[str, float]:
+    """What `measure` says of one size of batch: `count` pictures of noise of one size."""
     images = [torch.randn(3, *size, device=precision.device) for _ in range(count)]
 
     def detect():

@@ -25,7 +25,7 @@ CONVENTION = {
 }
 
 
-def count_gmacs(detector: nn.Module, images: list[Tensor]) -> float:
+def count_gmacs(detector: nn.Module, images: list[Tensor], inference: bool = False) -> float:
     """Multiply-adds of one forward pass, in 10^9.
 
     Counts as fvcore does, which is what published tables hold: convolutions and matrix products one per multiply-add
@@ -35,27 +35,28 @@ def count_gmacs(detector: nn.Module, images: list[Tensor]) -> float:
     Args:
         detector: any module that takes a list of pictures.
         images: list of (3, h, w) tensors; only their sizes matter.
+        inference: leave out what is computed for losses alone.
 
     Returns:
         10^9 multiply-adds of the whole batch.
     """
-    return sum(count_by_part(detector, images).values())
+    return sum(count_by_part(detector, images, inference).values())
 
 
-def count_by_part(detector: nn.Module, images: list[Tensor]) -> dict[str, float]:
+def count_by_part(detector: nn.Module, images: list[Tensor], inference: bool = False) -> dict[str, float]:
     """The same, for each of the module's children, in 10^9."""
     try:
-        return _count(detector, images, "meta")
+        return _count(detector, images, inference, "meta")
     except NotImplementedError:  # its shapes depend on values, as region proposals do: black pictures must do
-        return _count(detector, images, "cpu")
+        return _count(detector, images, inference, "cpu")
 
 
-def _count(detector: nn.Module, images: list[Tensor], device: str) -> dict[str, float]:
+def _count(detector: nn.Module, images: list[Tensor], inference: bool, device: str) -> dict[str, float]:
     # A copy, since functional_call does not give back what modules that stand in two places held.
     detector = copy.deepcopy(detector).to(device).eval()
     images = [torch.zeros_like(image, device=device) for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
-    with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
+    with torch.set_grad_enabled(not inference), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
         detector(images)
     counts, root = counter.get_flop_counts(), type(detector).__name__
     parts = {name: counts.get(f"{root}.{name}", {}) for name, _ in detector.named_children()}

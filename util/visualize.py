@@ -102,3 +102,30 @@ def plot_curves(entries: list[dict], path: Path):
             axes.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def scatter_plot(points: list[tuple], across: tuple[str, ...], up: str, path: Path):
+    """Writes one named point per row, once over each of several quantities.
+
+    Args:
+        points: (name, height, x of the first quantity, x of the second, ...).
+        across: what the quantities are.
+        up: what the height is.
+        path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, all_axes = pyplot.subplots(
+        1, len(across), figsize=(7.5 * len(across), 6), layout="constrained", sharey=True
+    )
+    for number, (axes, title) in enumerate(zip(all_axes, across, strict=True)):
+        for name, height, *xs in points:
+            axes.scatter(xs[number], height, s=18)
+            axes.annotate(name, (xs[number], height), xytext=(4, 3), textcoords="offset points", fontsize=6.5)
+        axes.set(xlabel=title, ylabel=up)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
