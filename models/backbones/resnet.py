@@ -4,6 +4,8 @@ from itertools import chain
 
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.registry import PARTS
@@ -15,6 +17,25 @@ NORMS = {
 }
 DEPTHS = (18, 34, 50, 101)
 EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4}
+
+
+def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """A convolution and its norm. Frozen norms are multiplied into the weights, which are fewer than the pixels."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(convolution(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, shift = convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    return F.conv2d(x, weight, shift, convolution.stride, convolution.padding, convolution.dilation)
+
+
+def _pass(block: nn.Module, x: Tensor) -> Tensor:
+    """A residual block of torchvision's, of two convolutions or of three."""
+    shortcut = x if block.downsample is None else _convolve(*block.downsample, x)
+    x = F.relu(_convolve(block.conv1, block.bn1, x))
+    x = _convolve(block.conv2, block.bn2, x)
+    if isinstance(block, Bottleneck):
+        x = _convolve(block.conv3, block.bn3, F.relu(x))
+    return F.relu(x + shortcut)
 
 
 @PARTS.register
@@ -69,10 +90,11 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stage."""
         body = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        x = body.maxpool(F.relu(_convolve(body.conv1, body.bn1, images)))
         maps = []
         for stage in range(1, self.stages[-1] + 1):
-            x = getattr(body, f"layer{stage}")(x)
+            for block in getattr(body, f"layer{stage}"):
+                x = _pass(block, x)
             if stage in self.stages:
                 maps.append(x)
         return maps
