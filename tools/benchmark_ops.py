@@ -12,7 +12,6 @@ import importlib
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,15 +21,15 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn
+from util.benchmark import peak_megabytes, times
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 TOKENS = sum(h * w for h, w in SHAPES)
 HEADS, WIDTH, POINTS = 8, 32, 4
-WARM_UP = 2
 
 
 def problem(pictures: int, queries: int | None, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
-    """Random arguments: query, value, locations, weights. An encoder's queries (None) look near their own token."""
+    """Random query, value, locations, weights, key. An encoder's queries (None) look near their own token."""
     generator = torch.Generator().manual_seed(0)
     count, levels = queries or TOKENS, len(SHAPES)
     value = torch.randn(pictures, TOKENS, HEADS, WIDTH, generator=generator)
@@ -45,21 +44,13 @@ def problem(pictures: int, queries: int | None, dtype: torch.dtype, device: str)
     sizes = torch.tensor([(w, h) for h, w in SHAPES])
     locations = centers[:, None, None, None] + offsets / sizes[:, None]
     weights = weights.view(pictures, count, HEADS, levels, POINTS)
-    return tuple(x.to(device, dtype) for x in (query, value)) + (locations.to(device), weights.to(device, dtype))
+    query, value, weights = (x.to(device, dtype) for x in (query, value, weights))
+    return query, value, locations.to(device), weights, value.flip(1)
 
 
 def median_ms(work: Callable[[], object], device: str, repeats: int) -> float:
     """The median of `repeats` runs after warming up, in milliseconds."""
-    seconds = []
-    for _ in range(WARM_UP + repeats):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds[WARM_UP:])
+    return 1e3 * statistics.median(times(work, device, repeats))
 
 
 def forward_only(function: Callable, inputs: list[torch.Tensor]) -> Callable:
@@ -103,25 +94,17 @@ def opponents(device: str) -> dict[str, Callable]:
 
 
 def functions(device: str) -> dict[tuple[str, str], tuple[Callable, tuple[int, ...]]]:
-    """{(attention, backend): (function, which of query, value, locations, weights it takes)} on a device."""
+    """{(attention, backend): (function, which of query, value, locations, weights, key it takes)} on a device."""
     backends = [name for name in available_backends() if name in ("reference", device)]
     found = {}
     for name in sorted(backends, key=lambda name: name != "reference"):
         found["plain", name] = (lambda v, x, w, b=name: ms_deform_attn(v, SHAPES, x, w, b), (1, 2, 3))
         found["key-aware", name] = (lambda q, v, x, b=name: key_aware_deform_attn(q, v, v, SHAPES, x, b), (0, 1, 2))
+        found["key-aware, other keys", name] = (
+            lambda q, k, v, x, b=name: key_aware_deform_attn(q, k, v, SHAPES, x, b),
+            (0, 4, 1, 2),
+        )
     return found
-
-
-def peak_megabytes(work: Callable, device: str) -> float | None:
-    """What one run allocates at most beyond what is there; known on a GPU only."""
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def table(device: str, pictures: list[int], dtypes: list[str], repeats: int) -> list[str]:
@@ -139,15 +122,14 @@ def table(device: str, pictures: list[int], dtypes: list[str], repeats: int) -> 
                         slow = backend == "reference" and device == "cpu"
                         ms = median_ms(work, device, max(1, repeats // 5) if slow else repeats)
                         base.setdefault(attention, ms)
-                        peak = peak_megabytes(work, device)
-                        memory = "" if peak is None else f"{peak:.0f}"
+                        memory = f"{peak_megabytes(work, device):.0f}"
                         ratio = f"{base[attention] / ms:.1f}x"
                         rows.append(
                             f"| {shape} | {label} | {attention} | {device}: {backend} | {ms:.2f} | {ratio} | {memory} |"
                         )
                         print(rows[-1], flush=True)
                 for name, function in opponents(device).items():
-                    work = forward_only(function, list(inputs[1:]))
+                    work = forward_only(function, list(inputs[1:4]))
                     try:
                         ms = median_ms(work, device, repeats)
                     except (RuntimeError, TypeError) as error:
