@@ -23,10 +23,11 @@ FOLDER = Path(__file__).parent / "recordings"
 VARIANT = re.compile(r"_(sizes\d|spread|tame)$")
 
 
-def recordings(*families: str) -> list[str]:
-    """'family/name' of all recordings of these families, or of all."""
+def recordings(*families: str, with_: str | None = None) -> list[str]:
+    """'family/name' of all recordings of these families, or of all; or of those among them that recorded a thing."""
     found = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/*.npz"))
-    return [name for name in found if not families or name.split("/")[0] in families]
+    found = [name for name in found if not families or name.split("/")[0] in families]
+    return [name for name in found if with_ is None or Recording(name).spec.get(with_) is not None]
 
 
 def filled(name: str, shape: tuple[int, ...]) -> Tensor:
