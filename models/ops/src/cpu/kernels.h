@@ -21,7 +21,8 @@ namespace {
 // ------------------------------------------------------------------------------------------------ vectors of numbers
 
 // How W numbers of a storage type T are read and written as a vector of the type A that accumulates. Spelt out for each W
-// by a macro, since compilers want vector types with plain sizes.
+// by a macro, since compilers want vector types with plain sizes. Integers are as wide as A, and what comparing gives;
+// Offsets are ints.
 template <typename T, typename A, int W>
 struct Pack;
 template <typename A, int W>
@@ -32,6 +33,7 @@ struct Types;
   struct Types<float, W> {                                                                                  \
     typedef float Vector __attribute__((vector_size(W * 4)));                                               \
     typedef int Integers __attribute__((vector_size(W * 4)));                                               \
+    typedef Integers Offsets;                                                                               \
   };                                                                                                        \
   template <>                                                                                               \
   struct Pack<float, float, W> {                                                                            \
@@ -93,6 +95,7 @@ template <>
 struct Types<double, 4> {
   typedef double Vector __attribute__((vector_size(32)));
   typedef long Integers __attribute__((vector_size(32)));
+  typedef int Offsets __attribute__((vector_size(16)));
 };
 template <>
 struct Pack<double, double, 4> {
@@ -111,32 +114,56 @@ struct Pack<double, double, 4> {
 #define PICK2(a, b, ...) __builtin_shuffle(a, b, (typename Types<A, W>::Integers){__VA_ARGS__})
 #endif
 
-// Sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...).
+// Every second number of a and then of b, from the first (even) or the second (odd).
 template <typename A, int W>
-struct Neighbours;
+struct Halves;
 template <typename A>
-struct Neighbours<A, 4> {
+struct Halves<A, 4> {
   static constexpr int W = 4;
   typedef typename Types<A, 4>::Vector Vector;
-  static INLINE Vector add(Vector a, Vector b) { return PICK2(a, b, 0, 2, 4, 6) + PICK2(a, b, 1, 3, 5, 7); }
+  static INLINE Vector even(Vector a, Vector b) { return PICK2(a, b, 0, 2, 4, 6); }
+  static INLINE Vector odd(Vector a, Vector b) { return PICK2(a, b, 1, 3, 5, 7); }
 };
 template <typename A>
-struct Neighbours<A, 8> {
+struct Halves<A, 8> {
   static constexpr int W = 8;
   typedef typename Types<A, 8>::Vector Vector;
-  static INLINE Vector add(Vector a, Vector b) {
-    return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-  }
+  static INLINE Vector even(Vector a, Vector b) { return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+  static INLINE Vector odd(Vector a, Vector b) { return PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
 };
 template <typename A>
-struct Neighbours<A, 16> {
+struct Halves<A, 16> {
   static constexpr int W = 16;
   typedef typename Types<A, 16>::Vector Vector;
-  static INLINE Vector add(Vector a, Vector b) {
-    return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  static INLINE Vector even(Vector a, Vector b) {
+    return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  }
+  static INLINE Vector odd(Vector a, Vector b) {
+    return PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   }
 };
+
+// Sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...).
+template <typename A, int W, typename Vector>
+INLINE Vector add_neighbours(Vector a, Vector b) {
+  return Halves<A, W>::even(a, b) + Halves<A, W>::odd(a, b);
+}
+
+// The sum, or the largest, of W numbers, in every place.
+template <typename A, int W, typename Vector>
+INLINE Vector sum_of(Vector v) {
+  for (int left = W; left > 1; left /= 2) v = add_neighbours<A, W>(v, v);
+  return v;
+}
+template <typename Vector>
+INLINE Vector larger(Vector a, Vector b) {
+  return a > b ? a : b;
+}
+template <typename A, int W, typename Vector>
+INLINE Vector largest_of(Vector v) {
+  for (int left = W; left > 1; left /= 2) v = larger(Halves<A, W>::even(v, v), Halves<A, W>::odd(v, v));
+  return v;
+}
 
 // The sum of each of `count` rows of W numbers; `rows` may be read up to a multiple of W rows.
 template <typename A, int W>
@@ -147,29 +174,34 @@ INLINE void sum_rows(const A* rows, int count, A* sums) {
     Vector v[W];
     for (int i = 0; i < W; ++i) v[i] = P::load(rows + (first + i) * W);
     for (int left = W; left > 1; left /= 2)
-      for (int i = 0; i < left / 2; ++i) v[i] = Neighbours<A, W>::add(v[2 * i], v[2 * i + 1]);
+      for (int i = 0; i < left / 2; ++i) v[i] = add_neighbours<A, W>(v[2 * i], v[2 * i + 1]);
     P::store(sums + first, v[0]);
   }
 }
 
-// e^x for x <= 0, within 2 units in the last place; 0 below -87.
-INLINE float exp_of_negative(float x) {
-  x = x > -87.0f ? x : -87.0f;
-  int n = (int)(x * 1.44269504f - 0.5f);
-  float r = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
-  float y = 1.9875691500e-4f;
+// e^x for x <= 0, within 2 units in the last place; almost 0 below -87.
+template <int W, typename Vector = typename Types<float, W>::Vector>
+INLINE Vector exp_of_negative(Vector x, float) {
+  typedef typename Types<float, W>::Integers Integers;
+  const Vector zero = {};
+  x = larger(x, zero - 87.0f);
+  const Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
+  const Vector whole = __builtin_convertvector(n, Vector);
+  const Vector r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Vector y = zero + 1.9875691500e-4f;
   y = y * r + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * r * r + r + 1.0f;
-  int bits = (n + 127) << 23;
-  float scale;
-  __builtin_memcpy(&scale, &bits, 4);
-  return y * scale;
+  return y * (Vector)((n + 127) << 23);
 }
-INLINE double exp_of_negative(double x) { return __builtin_exp(x); }
+template <int W, typename Vector = typename Types<double, W>::Vector>
+INLINE Vector exp_of_negative(Vector x, double) {
+  for (int i = 0; i < W; ++i) x[i] = __builtin_exp(x[i]);
+  return x;
+}
 
 // ---------------------------------------------------------------------------------------------------------- samples
 
@@ -182,43 +214,63 @@ struct Samples {
   A dy[4][MAX_SAMPLES];
 };
 
-// A location that is not a number, or far away, is outside like any other.
-template <typename A, bool GRADIENT>
+// W samples at a time; places beyond K are filled with anything. A location that is not a number, or far away, is outside
+// like any other.
+template <typename A, int W, bool GRADIENT>
 INLINE void locate(const Problem& p, const A* locations, Samples<A>& s) {
+  typedef typename Types<A, W>::Vector Vector;
+  typedef typename Types<A, W>::Integers Integers;
+  typedef typename Types<A, W>::Offsets Offsets;
+  typedef Pack<A, A, W> P;
+  const auto only = [](Integers where, Vector v) { return (Vector)(where & (Integers)v); };
+  const auto ints = [](const int* from) {
+    Offsets v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+  };
+  A padded[2 * MAX_SAMPLES];
+  if (p.K % W) {
+    __builtin_memcpy(padded, locations, 2 * p.K * sizeof(A));
+    locations = padded;
+  }
   const int row = (int)p.D;
-  for (int k = 0; k < p.K; ++k) {
-    const A w = (A)p.width[k], h = (A)p.height[k];
-    A x = locations[2 * k] * w - (A)0.5, y = locations[2 * k + 1] * h - (A)0.5;
-    const bool inside = (x > (A)-1) & (x < w) & (y > (A)-1) & (y < h);
-    x = inside ? x : (A)0;
-    y = inside ? y : (A)0;
+  for (int k = 0; k < p.K; k += W) {
+    const Offsets width = ints(p.width + k), height = ints(p.height + k);
+    const Vector w = __builtin_convertvector(width, Vector), h = __builtin_convertvector(height, Vector);
+    const Vector a = P::load(locations + 2 * k), b = P::load(locations + 2 * k + W);
+    Vector x = Halves<A, W>::even(a, b) * w - (A)0.5, y = Halves<A, W>::odd(a, b) * h - (A)0.5;
+    const Integers inside = (x > (A)-1) & (x < w) & (y > (A)-1) & (y < h);
+    x = only(inside, x);
+    y = only(inside, y);
     // Floor, since x > -1. Stays below w: x + 1 could only round up to w + 1 where w is a power of two, and there
     // locations above 1 are so coarse that the sum is exact.
-    const int x0 = (int)(x + (A)1) - 1, y0 = (int)(y + (A)1) - 1;
-    const A fx = x - (A)x0, fy = y - (A)y0;
-    const A left = inside & (x0 >= 0) ? (A)1 : (A)0, right = inside & (x0 + 1 < p.width[k]) ? (A)1 : (A)0;
-    const A top = y0 >= 0 ? (A)1 : (A)0, bottom = y0 + 1 < p.height[k] ? (A)1 : (A)0;
-    const A wx0 = left * ((A)1 - fx), wx1 = right * fx, wy0 = top * ((A)1 - fy), wy1 = bottom * fy;
-    const int column0 = x0 < 0 ? 0 : x0, column1 = x0 + 1 < p.width[k] ? x0 + 1 : p.width[k] - 1;
-    const int row0 = y0 < 0 ? 0 : y0, row1 = y0 + 1 < p.height[k] ? y0 + 1 : p.height[k] - 1;
-    const int above = p.start[k] + row0 * p.width[k], below = p.start[k] + row1 * p.width[k];
-    s.offset[0][k] = (above + column0) * row;
-    s.offset[1][k] = (above + column1) * row;
-    s.offset[2][k] = (below + column0) * row;
-    s.offset[3][k] = (below + column1) * row;
-    s.share[0][k] = wx0 * wy0;
-    s.share[1][k] = wx1 * wy0;
-    s.share[2][k] = wx0 * wy1;
-    s.share[3][k] = wx1 * wy1;
+    const Offsets x0 = __builtin_convertvector(x + (A)1, Offsets) - 1;
+    const Offsets y0 = __builtin_convertvector(y + (A)1, Offsets) - 1;
+    const Vector fx = x - __builtin_convertvector(x0, Vector), fy = y - __builtin_convertvector(y0, Vector);
+    const Integers left = x >= (A)0, right = x < w - (A)1, top = y >= (A)0, bottom = y < h - (A)1;
+    const Vector wx0 = only(inside & left, (A)1 - fx), wx1 = only(inside & right, fx);
+    const Vector wy0 = only(inside & top, (A)1 - fy), wy1 = only(inside & bottom, fy);
+    // Corners outside the map have the offset of their neighbour inside.
+    const Offsets column0 = x0 & __builtin_convertvector(left, Offsets);
+    const Offsets row0 = y0 & __builtin_convertvector(top, Offsets);
+    const Offsets step_right = row & __builtin_convertvector(left & right, Offsets);
+    const Offsets step_down = width * row & __builtin_convertvector(top & bottom, Offsets);
+    const Offsets first = (ints(p.start + k) + row0 * width + column0) * row;
+    const Offsets offset[4] = {first, first + step_right, first + step_down, first + step_down + step_right};
+    for (int c = 0; c < 4; ++c) __builtin_memcpy(s.offset[c] + k, &offset[c], sizeof offset[c]);
+    P::store(s.share[0] + k, wx0 * wy0);
+    P::store(s.share[1] + k, wx1 * wy0);
+    P::store(s.share[2] + k, wx0 * wy1);
+    P::store(s.share[3] + k, wx1 * wy1);
     if (GRADIENT) {
-      s.dx[0][k] = -left * wy0 * w;
-      s.dx[1][k] = right * wy0 * w;
-      s.dx[2][k] = -left * wy1 * w;
-      s.dx[3][k] = right * wy1 * w;
-      s.dy[0][k] = -top * wx0 * h;
-      s.dy[1][k] = -top * wx1 * h;
-      s.dy[2][k] = bottom * wx0 * h;
-      s.dy[3][k] = bottom * wx1 * h;
+      P::store(s.dx[0] + k, only(left, wy0 * -w));
+      P::store(s.dx[1] + k, only(right, wy0 * w));
+      P::store(s.dx[2] + k, only(left, wy1 * -w));
+      P::store(s.dx[3] + k, only(right, wy1 * w));
+      P::store(s.dy[0] + k, only(top, wx0 * -h));
+      P::store(s.dy[1] + k, only(top, wx1 * -h));
+      P::store(s.dy[2] + k, only(bottom, wx0 * h));
+      P::store(s.dy[3] + k, only(bottom, wx1 * h));
     }
   }
 }
@@ -331,24 +383,35 @@ struct Rows {
   // answer = sum of weights[k] * samples[k]
   static INLINE void combine(const Problem& p, const A* samples, const A* weights, A* answer) {
     for (int d = 0; d < p.D; d += STEP) {
-      Vector sum[VECTORS] = {};
-      for (int k = 0; k < p.K; ++k)
-        for (int i = 0; i < VECTORS; ++i) sum[i] += weights[k] * P::load(samples + k * p.D + d + i * W);
-      for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, sum[i]);
+      Vector even[VECTORS] = {}, odd[VECTORS] = {};
+      for (int k = 0; k < p.K; k += 2) {
+        const A *a = samples + k * p.D + d, *b = a + p.D;
+        for (int i = 0; i < VECTORS; ++i) even[i] += weights[k] * P::load(a + i * W);
+        if (k + 1 == p.K) break;
+        for (int i = 0; i < VECTORS; ++i) odd[i] += weights[k + 1] * P::load(b + i * W);
+      }
+      for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, even[i] + odd[i]);
     }
   }
 };
 
-// weights = softmax of scale * logits
-template <typename A>
+// weights = softmax of scale * weights; there is room for W more
+template <typename A, int W>
 INLINE void softmax(int count, A scale, A* weights) {
-  A most = weights[0];
-  for (int k = 1; k < count; ++k) most = weights[k] > most ? weights[k] : most;
-  A sum = 0;
-  for (int k = 0; k < count; ++k) weights[k] = exp_of_negative((weights[k] - most) * scale);
-  for (int k = 0; k < count; ++k) sum += weights[k];
-  const A inverse = (A)1 / sum;
-  for (int k = 0; k < count; ++k) weights[k] *= inverse;
+  typedef Pack<A, A, W> P;
+  typedef typename P::Vector Vector;
+  for (int k = count; k % W; ++k) weights[k] = -(A)__builtin_inf();
+  Vector most = P::load(weights);
+  for (int k = W; k < count; k += W) most = larger(most, P::load(weights + k));
+  most = largest_of<A, W>(most);
+  Vector sum = {};
+  for (int k = 0; k < count; k += W) {
+    const Vector v = exp_of_negative<W>((P::load(weights + k) - most) * scale, A());
+    P::store(weights + k, v);
+    sum += v;
+  }
+  const Vector inverse = (A)1 / sum_of<A, W>(sum);
+  for (int k = 0; k < count; k += W) P::store(weights + k, P::load(weights + k) * inverse);
 }
 
 // Gradient of the K locations, from gradients of the corners' shares.
@@ -431,7 +494,7 @@ struct Run {
       expect(locations + next * p.K * 2, p.K * 2);
       expect(weights + next * p.K, p.K);
       expect(answer + next * p.D, p.D);
-      locate<A, false>(p, locations + item * p.K * 2, s);
+      locate<A, W, false>(p, locations + item * p.K * 2, s);
       for (int c = 0; c < 4; ++c)
         for (int k = 0; k < p.K; ++k) s.share[c][k] *= weights[item * p.K + k];
       R::gather(p, own.first, s, s.share, own.row);
@@ -458,7 +521,7 @@ struct Run {
         expect(grad_locations + next * p.K * 2, p.K * 2);
         expect(grad_weights + next * p.K, p.K);
         convert(grad + item * p.D, own.row, p.D);
-        locate<A, true>(p, locations + item * p.K * 2, s);
+        locate<A, W, true>(p, locations + item * p.K * 2, s);
         R::multiply(p, own.first, s, own.row, own.partial, products);
         for (int k = 0; k < p.K; ++k) {
           A sum = 0;
@@ -496,9 +559,9 @@ struct Run {
       expect(query + next * p.D, p.D);
       expect(answer + next * p.D, p.D);
       convert(query + item * p.D, own.row, p.D);
-      locate<A, false>(p, locations + item * p.K * 2, s);
+      locate<A, W, false>(p, locations + item * p.K * 2, s);
       R::sample_and_multiply(p, own.first, s, own.row, own.samples, own.partial, weights);
-      softmax(p.K, scale, weights);
+      softmax<A, W>(p.K, scale, weights);
       if (same) {
         R::combine(p, own.samples, weights, own.row);
       } else {
@@ -538,7 +601,7 @@ struct Run {
         expect(grad_locations + next * p.K * 2, p.K * 2);
         convert(query + item * p.D, own.row, p.D);
         convert(grad + item * p.D, own.other, p.D);
-        locate<A, true>(p, locations + item * p.K * 2, s);
+        locate<A, W, true>(p, locations + item * p.K * 2, s);
         R::multiply(p, keys, s, own.row, own.partial, of_query);
         R::multiply(p, values, s, own.other, own.partial, of_grad);
         for (int k = 0; k < p.K; ++k) {
@@ -550,7 +613,7 @@ struct Run {
           weights[k] = logit;
           slope[k] = gain;
         }
-        softmax(p.K, scale, weights);
+        softmax<A, W>(p.K, scale, weights);
         A mean = 0;
         for (int k = 0; k < p.K; ++k) mean += weights[k] * slope[k];
         for (int k = 0; k < p.K; ++k) slope[k] = weights[k] * (slope[k] - mean) * scale;  // by query . key
