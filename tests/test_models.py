@@ -147,6 +147,11 @@ def test_counting_needs_no_computation_and_knows_the_parts():
     assert twice == pytest.approx(2 * sum(parts.values()), rel=1e-6)
 
 
+def test_what_only_losses_need_can_be_left_out_of_the_count():
+    detector = build_detector(shrunk(ROOT / "config/deformable_detr/deformable_detr_r50_two_stage.py"))
+    assert count_gmacs(detector, pictures((64, 96)), inference=True) < count_gmacs(detector, pictures((64, 96)))
+
+
 def test_suppression_of_overlapping_detections():
     cfg = shrunk(LITE)
     boxes = torch.rand(1, 1, 12, 4) * 0.01 + 0.4

@@ -143,6 +143,7 @@ def write_speed(chosen: list[Path], args: argparse.Namespace):
     """Times the models one after the other, twice over, and writes docs/speed.*."""
     precision = Precision(args.device, args.amp)
     detectors = {path: build_detector(load_config(path)).to(args.device).eval() for path in chosen}
+    gmacs = {path: count_gmacs(detectors[path], [torch.empty(3, *args.size)], inference=True) for path in chosen}
     seconds = {path: [] for path in chosen}
     memory = {}
     for _ in range(2):  # noise that comes and goes then meets more than one model
@@ -151,21 +152,16 @@ def write_speed(chosen: list[Path], args: argparse.Namespace):
             seconds[path].append(numbers["latency_ms"] / 1e3)
             memory[path] = numbers["peak_mb"]
             print(f"{path.stem} {numbers['latency_ms']:.0f} ms", file=sys.stderr)
-    rows = []
-    for path, detector in detectors.items():
-        gmacs = count_gmacs(detector, [torch.empty(3, *args.size)], inference=True)
-        reported = published_ap(path)
-        rows.append((path.stem, reported, gmacs, min(seconds[path]), memory[path]))
+    rows = [(path.stem, published_ap(path), gmacs[path], min(seconds[path]), memory[path]) for path in chosen]
     base = next((found for found in rows if found[0] == args.baseline), rows[0])
     header = ("model", "AP as published", "multiply-adds, G", "seconds", "peak MB",
               f"multiply-adds / {base[0]}", f"seconds / {base[0]}")  # fmt: skip
     table = [
-        (name, ap, f"{gmacs:.1f}", f"{time:.3g}", f"{peak:.0f}", f"{gmacs / base[2]:.2f}", f"{time / base[3]:.2f}")
-        for name, ap, gmacs, time, peak in rows
+        (name, ap, f"{work:.1f}", f"{time:.3g}", f"{peak:.0f}", f"{work / base[2]:.2f}", f"{time / base[3]:.2f}")
+        for name, ap, work, time, peak in rows
     ]
     words = " ".join(["python", *sys.argv])
-    where = name_of(args.device) if args.device == "cuda" else f"{platform.processor() or platform.machine()}, "
-    where += "" if args.device == "cuda" else name_of(args.device)
+    where = name_of(args.device) if args.device == "cuda" else f"{platform.machine()} {name_of(args.device)}"
     about = f"""\
 # Speed
 
@@ -183,7 +179,7 @@ PyTorch {torch.__version__}. The better median of two rounds. Machines are noisy
     (ROOT / "docs/speed.md").write_text(about + "\n".join(lines) + "\n")
     with (ROOT / "docs/speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *table])
-    points = [(name, float(ap.split()[0].rstrip(",")), time, gmacs) for name, ap, gmacs, time, _ in rows if ap]
+    points = [(name, float(ap.split()[0]), time, work) for name, ap, work, time, _ in rows if ap]
     scatter_plot(points, ("seconds", "multiply-adds, G"), "AP as published", ROOT / "docs/speed.png")
 
 

@@ -53,7 +53,7 @@ def count_by_part(detector: nn.Module, images: list[Tensor], inference: bool = F
 
 def _count(detector: nn.Module, images: list[Tensor], inference: bool, device: str) -> dict[str, float]:
     # A copy, since functional_call does not give back what modules that stand in two places held.
-    detector = copy.deepcopy(detector).to(device).eval()
+    detector = copy.deepcopy(detector).to(device).eval().requires_grad_(not inference)
     images = [torch.zeros_like(image, device=device) for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
     with torch.set_grad_enabled(not inference), FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
