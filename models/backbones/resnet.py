@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,8 +21,12 @@ EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4}
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """A convolution and its norm. Frozen norms are multiplied into the weights, which are fewer than the pixels."""
-    if not isinstance(norm, FrozenBatchNorm2d):
+    """A convolution and its norm.
+
+    Without gradients, frozen norms are multiplied into the weights, which are fewer than the pixels. With gradients,
+    all is rounded as in the papers' code.
+    """
+    if torch.is_grad_enabled() or not isinstance(norm, FrozenBatchNorm2d):
         return norm(convolution(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight, shift = convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
