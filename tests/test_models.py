@@ -122,8 +122,8 @@ def test_without_gradients_the_answer_is_the_same():
             lean = detector(images)
         assert "proposals" in full.seen
         assert "proposals" not in lean.seen
-        torch.testing.assert_close(lean.logits, full.logits, rtol=0, atol=1e-5)
-        torch.testing.assert_close(lean.boxes, full.boxes, rtol=0, atol=1e-5)
+        torch.testing.assert_close(lean.logits, full.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(lean.boxes, full.boxes, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "sparse_detr/sparse_detr_r50_rho_0.3"])
