@@ -15,7 +15,6 @@ import platform
 import re
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -77,20 +76,19 @@ def resized(height: int, width: int, scale: int = 800, longest: int = 1333) -> t
     return (scale, int(scale * width / height)) if height <= width else (int(scale * height / width), scale)
 
 
-def as_printed(detector: nn.Module, folder: str) -> float:
-    """10^9 multiply-adds, counted on the pictures of the family's own table."""
+def as_printed(detector: nn.Module, folder: str, usual: float) -> float:
+    """10^9 multiply-adds, counted on the pictures of the family's own table; `usual` are those of one of SIZE."""
     if folder == "sparse_detr":
         detector.encoder.heads = nn.ModuleList()
         return count_gmacs(detector, [torch.empty(3, 800, 1066)])
     if folder not in ("detr", "conditional_detr"):
-        return count_gmacs(detector, [torch.empty(3, *SIZE)])
+        return usual
     sizes = Counter(resized(*size) for size in PUBLISHED["val2017_sizes"])
     counts = {size: count_gmacs(detector, [torch.empty(3, *size)]) for size in sizes}
     return sum(counts[size] * times for size, times in sizes.items()) / sizes.total()
 
 
-@cache
-def models(folder: Path) -> dict[str, Path]:
+def configs(folder: Path) -> dict[str, Path]:
     """{name: config} of a family; longer schedules of a model are left out."""
     return {path.stem: path for path in sorted(folder.glob("*.py")) if not SCHEDULE.search(path.stem)}
 
@@ -101,6 +99,7 @@ def row(path: Path) -> str:
     detector = build_detector(load_config(path))
     total = sum(p.numel() for p in detector.parameters()) / 1e6
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad) / 1e6
+    gmacs = count_gmacs(detector, [torch.empty(3, *SIZE)])
     printed = PUBLISHED["models"].get(path.stem, {})
     checked = any((ROOT / "tests/recordings").glob(f"*/{path.stem}.npz"))
     return line(
@@ -109,8 +108,8 @@ def row(path: Path) -> str:
         f"{total:.1f}",
         f"{trainable:.1f}",
         str(printed.get("params_m", "")),
-        f"{count_gmacs(detector, [torch.empty(3, *SIZE)]):.1f}",
-        f"{as_printed(detector, path.parent.name):.1f}" if printed else "",
+        f"{gmacs:.1f}",
+        f"{as_printed(detector, path.parent.name, gmacs):.1f}" if printed else "",
         str(printed.get("gflops", "")),
         ", ".join(said for said in map(published_ap, longer) if said),
         "yes" if checked else "",
@@ -194,7 +193,7 @@ def main():
     parser.add_argument("--amp", action="store_true")
     args = parser.parse_args()
     others = sorted(path.name for path in (ROOT / "config").iterdir() if path.name not in (*PAPERS, "_base_"))
-    known = {name: path for folder in (*PAPERS, *others) for name, path in models(ROOT / "config" / folder).items()}
+    known = {name: path for folder in (*PAPERS, *others) for name, path in configs(ROOT / "config" / folder).items()}
     unknown = [name for name in args.names if name not in known]
     if unknown:
         parser.error(f"no config is named {', '.join(unknown)}")

@@ -162,15 +162,14 @@ def describe(measured: dict) -> str:
         f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'pictures/s':>11} {'peak MB':>9}",
     ]
     for count, numbers in measured["batches"].items():
-        lines.append(_row(count, numbers["latency_ms"], numbers["latency_ms_p95"], numbers))
+        lines.append(_row(count, numbers["latency_ms"], f"{numbers['latency_ms_p95']:.1f}", numbers))
     if "training" in measured:
         numbers = measured["training"]
-        lines.append(_row("training", numbers["step_ms"], float("nan"), numbers))
+        lines.append(_row("training", numbers["step_ms"], "", numbers))
         epoch, schedule = numbers["hours_per_epoch"], numbers["hours_per_schedule"]
         lines.append(f"at that rate COCO takes {epoch:.3g} device-hours an epoch, {schedule:.3g} in all")
     return "\n".join(lines)
 
 
-def _row(name: str, median: float, p95: float, numbers: dict[str, float]) -> str:
-    slow = "" if p95 != p95 else f"{p95:.1f}"
-    return f"{name:>8} {median:10.1f} {slow:>10} {numbers['pictures_per_second']:11.3g} {numbers['peak_mb']:9.0f}"
+def _row(name: str, median: float, p95: str, numbers: dict[str, float]) -> str:
+    return f"{name:>8} {median:10.1f} {p95:>10} {numbers['pictures_per_second']:11.3g} {numbers['peak_mb']:9.0f}"

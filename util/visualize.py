@@ -75,6 +75,16 @@ def _scaled(box: Box, factor: float) -> Box:
     return Box((x0, y0, x1, y1), box.slot, box.text)
 
 
+def _pyplot():
+    """matplotlib's, drawing to files; imported where it is needed, since that takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def plot_curves(entries: list[dict], path: Path):
     """Writes losses and AP over the epochs.
 
@@ -82,11 +92,7 @@ def plot_curves(entries: list[dict], path: Path):
         entries: epochs as in log.txt, with train_loss, test_loss, test_AP, test_AP50, ema_test_AP, ema_test_AP50.
         path: of the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axes, title, names in (
         (left, "loss", ("train_loss", "test_loss")),
@@ -113,11 +119,7 @@ def scatter_plot(points: list[tuple], across: tuple[str, ...], up: str, path: Pa
         up: what the height is.
         path: of the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, all_axes = pyplot.subplots(
         1, len(across), figsize=(7.5 * len(across), 6), layout="constrained", sharey=True
     )
