@@ -7,12 +7,13 @@
 //
 // Work is ordered by picture, then head, then query. A thread packs the rows of its head side by side, in the type that
 // accumulates, so that all its queries read 1/M of the values, which nearly fits a core's cache, and gradients are summed
-// without conflicts and without rounding in between. Every sample's address and weight arithmetic is done first, K samples
-// side by side; what remains is a loop over 4 * K rows of D numbers.
+// without conflicts and without rounding in between; a few queries read the rows where they are. Every sample's address
+// and weight arithmetic is done first, K samples side by side; what remains is a loop over 4 * K rows of D numbers.
 
 #include "../problem.h"
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace leandetr {
 namespace ISA {
@@ -114,7 +115,8 @@ struct Pack<double, double, 4> {
 #define PICK2(a, b, ...) __builtin_shuffle(a, b, (typename Types<A, W>::Integers){__VA_ARGS__})
 #endif
 
-// Every second number of a and then of b, from the first (even) or the second (odd).
+// Ways to merge two vectors, a and then b, by halves. `even` and `odd` take every second number. `pairs` and `quads` add
+// neighbours: numbers within each four (in the order that costs processors least), and whole fours.
 template <typename A, int W>
 struct Halves;
 template <typename A>
@@ -123,6 +125,8 @@ struct Halves<A, 4> {
   typedef typename Types<A, 4>::Vector Vector;
   static INLINE Vector even(Vector a, Vector b) { return PICK2(a, b, 0, 2, 4, 6); }
   static INLINE Vector odd(Vector a, Vector b) { return PICK2(a, b, 1, 3, 5, 7); }
+  static INLINE Vector pairs(Vector a, Vector b) { return even(a, b) + odd(a, b); }
+  static INLINE Vector quads(Vector a, Vector) { return a; }
 };
 template <typename A>
 struct Halves<A, 8> {
@@ -130,6 +134,12 @@ struct Halves<A, 8> {
   typedef typename Types<A, 8>::Vector Vector;
   static INLINE Vector even(Vector a, Vector b) { return PICK2(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
   static INLINE Vector odd(Vector a, Vector b) { return PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+  static INLINE Vector pairs(Vector a, Vector b) {
+    return PICK2(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + PICK2(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  }
+  static INLINE Vector quads(Vector a, Vector b) {
+    return PICK2(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + PICK2(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  }
 };
 template <typename A>
 struct Halves<A, 16> {
@@ -141,18 +151,30 @@ struct Halves<A, 16> {
   static INLINE Vector odd(Vector a, Vector b) {
     return PICK2(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   }
+  static INLINE Vector pairs(Vector a, Vector b) {
+    return PICK2(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+           PICK2(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+  }
+  static INLINE Vector quads(Vector a, Vector b) {
+    return PICK2(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           PICK2(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
 };
 
-// Sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...).
+// The sum of each of W vectors, side by side. Overwrites them.
 template <typename A, int W, typename Vector>
-INLINE Vector add_neighbours(Vector a, Vector b) {
-  return Halves<A, W>::even(a, b) + Halves<A, W>::odd(a, b);
+INLINE Vector sums_of(Vector (&v)[W]) {
+  for (int i = 0; i < W / 2; ++i) v[i] = Halves<A, W>::pairs(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < W / 4; ++i) v[i] = Halves<A, W>::pairs(v[2 * i], v[2 * i + 1]);
+  for (int left = W / 8; left; left /= 2)
+    for (int i = 0; i < left; ++i) v[i] = Halves<A, W>::quads(v[2 * i], v[2 * i + 1]);
+  return v[0];
 }
 
 // The sum, or the largest, of W numbers, in every place.
 template <typename A, int W, typename Vector>
 INLINE Vector sum_of(Vector v) {
-  for (int left = W; left > 1; left /= 2) v = add_neighbours<A, W>(v, v);
+  for (int left = W; left > 1; left /= 2) v = Halves<A, W>::even(v, v) + Halves<A, W>::odd(v, v);
   return v;
 }
 template <typename Vector>
@@ -163,20 +185,6 @@ template <typename A, int W, typename Vector>
 INLINE Vector largest_of(Vector v) {
   for (int left = W; left > 1; left /= 2) v = larger(Halves<A, W>::even(v, v), Halves<A, W>::odd(v, v));
   return v;
-}
-
-// The sum of each of `count` rows of W numbers; `rows` may be read up to a multiple of W rows.
-template <typename A, int W>
-INLINE void sum_rows(const A* rows, int count, A* sums) {
-  typedef Pack<A, A, W> P;
-  typedef typename P::Vector Vector;
-  for (int first = 0; first < count; first += W) {
-    Vector v[W];
-    for (int i = 0; i < W; ++i) v[i] = P::load(rows + (first + i) * W);
-    for (int left = W; left > 1; left /= 2)
-      for (int i = 0; i < left / 2; ++i) v[i] = add_neighbours<A, W>(v[2 * i], v[2 * i + 1]);
-    P::store(sums + first, v[0]);
-  }
 }
 
 // e^x for x <= 0, within 2 units in the last place; almost 0 below -87.
@@ -217,7 +225,7 @@ struct Samples {
 // W samples at a time; places beyond K are filled with anything. A location that is not a number, or far away, is outside
 // like any other.
 template <typename A, int W, bool GRADIENT>
-INLINE void locate(const Problem& p, const A* locations, Samples<A>& s) {
+INLINE void locate(const Problem& p, const A* locations, Samples<A>& s, int row) {
   typedef typename Types<A, W>::Vector Vector;
   typedef typename Types<A, W>::Integers Integers;
   typedef typename Types<A, W>::Offsets Offsets;
@@ -233,7 +241,6 @@ INLINE void locate(const Problem& p, const A* locations, Samples<A>& s) {
     __builtin_memcpy(padded, locations, 2 * p.K * sizeof(A));
     locations = padded;
   }
-  const int row = (int)p.D;
   for (int k = 0; k < p.K; k += W) {
     const Offsets width = ints(p.width + k), height = ints(p.height + k);
     const Vector w = __builtin_convertvector(width, Vector), h = __builtin_convertvector(height, Vector);
@@ -284,43 +291,49 @@ struct Rows {
   typedef typename P::Vector Vector;
   static constexpr int STEP = VECTORS * W;
 
-  // answer = sum of factor[c][k] * row
-  static INLINE void gather(const Problem& p, const A* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
+  // answer = sum of factor[c][k] * row, of rows stored in any type
+  template <typename X>
+  static INLINE void gather(const Problem& p, const X* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
                             A* answer) {
     for (int d = 0; d < p.D; d += STEP) {
       Vector even[VECTORS] = {}, odd[VECTORS] = {};
       for (int k = 0; k < p.K; ++k) {
         for (int c = 0; c < 4; c += 2) {
-          const A *a = rows + s.offset[c][k] + d, *b = rows + s.offset[c + 1][k] + d;
+          const X *a = rows + s.offset[c][k] + d, *b = rows + s.offset[c + 1][k] + d;
           const A fa = factor[c][k], fb = factor[c + 1][k];
-          for (int i = 0; i < VECTORS; ++i) even[i] += fa * P::load(a + i * W);
-          for (int i = 0; i < VECTORS; ++i) odd[i] += fb * P::load(b + i * W);
+          for (int i = 0; i < VECTORS; ++i) even[i] += fa * Pack<X, A, W>::load(a + i * W);
+          for (int i = 0; i < VECTORS; ++i) odd[i] += fb * Pack<X, A, W>::load(b + i * W);
         }
       }
       for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, even[i] + odd[i]);
     }
   }
 
-  // products[c][k] = vector . row; `partial` has room for 4 * K + W rows of W numbers
-  static INLINE void multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector, A* partial,
+  // products[c][k] = vector . row
+  static INLINE void multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector,
                               A (*products)[MAX_SAMPLES]) {
     for (int d = 0; d < p.D; d += STEP) {
       Vector r[VECTORS];
       for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
+      const auto product = [&](int c, int k) INLINE_LAMBDA {
+        const A* row = rows + s.offset[c][k] + d;
+        Vector v = r[0] * P::load(row);
+        for (int i = 1; i < VECTORS; ++i) v += r[i] * P::load(row + i * W);
+        return v;
+      };
       for (int c = 0; c < 4; ++c) {
-        for (int k = 0; k < p.K; ++k) {
-          const A* row = rows + s.offset[c][k] + d;
-          A* sum = partial + (c * p.K + k) * W;
-          Vector v = r[0] * P::load(row);
-          for (int i = 1; i < VECTORS; ++i) v += r[i] * P::load(row + i * W);
-          P::store(sum, d ? P::load(sum) + v : v);
+        for (int k = 0; k < p.K; k += W) {
+          Vector v[W] = {};
+          if (k + W <= p.K) {
+            for (int i = 0; i < W; ++i) v[i] = product(c, k + i);
+          } else {
+            for (int i = 0; k + i < p.K; ++i) v[i] = product(c, k + i);
+          }
+          const Vector sums = sums_of<A, W>(v);
+          P::store(products[c] + k, d ? P::load(products[c] + k) + sums : sums);
         }
       }
     }
-    A sums[4 * MAX_SAMPLES + W];
-    sum_rows<A, W>(partial, 4 * p.K, sums);
-    for (int c = 0; c < 4; ++c)
-      for (int k = 0; k < p.K; ++k) products[c][k] = sums[c * p.K + k];
   }
 
   // row += factor[c][k] * vector
@@ -357,27 +370,67 @@ struct Rows {
     }
   }
 
-  // samples[k] = the sampled row, products[k] = vector . samples[k]
+  // samples[k] = the sampled row, products[k] = vector . samples[k]; `products` has room for W more
   static INLINE void sample_and_multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector,
-                                         A* samples, A* partial, A* products) {
+                                         A* samples, A* products) {
     for (int d = 0; d < p.D; d += STEP) {
       Vector r[VECTORS];
       for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
-      for (int k = 0; k < p.K; ++k) {
-        const A *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
-        const A *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
-        const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
-        Vector sum = {};
-        for (int i = 0; i < VECTORS; ++i) {
-          const Vector v = (f0 * P::load(c0 + i * W) + f1 * P::load(c1 + i * W)) +
-                           (f2 * P::load(c2 + i * W) + f3 * P::load(c3 + i * W));
-          P::store(samples + k * p.D + d + i * W, v);
-          sum += r[i] * v;
+      for (int first = 0; first < p.K; first += W) {
+        Vector sums[W] = {};
+        for (int j = 0; j < W && first + j < p.K; ++j) {
+          const int k = first + j;
+          const A *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
+          const A *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
+          const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
+          for (int i = 0; i < VECTORS; ++i) {
+            const Vector v = (f0 * P::load(c0 + i * W) + f1 * P::load(c1 + i * W)) +
+                             (f2 * P::load(c2 + i * W) + f3 * P::load(c3 + i * W));
+            P::store(samples + k * p.D + d + i * W, v);
+            sums[j] += r[i] * v;
+          }
         }
-        P::store(partial + k * W, d ? P::load(partial + k * W) + sum : sum);
+        const Vector total = sums_of<A, W>(sums);
+        P::store(products + first, d ? P::load(products + first) + total : total);
       }
     }
-    sum_rows<A, W>(partial, p.K, products);
+  }
+
+  // The products of the rows with two vectors, and samples[k] = the sampled row.
+  static INLINE void sample_and_multiply_two(const Problem& p, const A* rows, const Samples<A>& s, const A* a, const A* b,
+                                             A* samples, A (*with_a)[MAX_SAMPLES], A (*with_b)[MAX_SAMPLES]) {
+    for (int d = 0; d < p.D; d += STEP) {
+      Vector va[VECTORS], vb[VECTORS];
+      for (int i = 0; i < VECTORS; ++i) va[i] = P::load(a + d + i * W);
+      for (int i = 0; i < VECTORS; ++i) vb[i] = P::load(b + d + i * W);
+      for (int first = 0; first < p.K; first += W) {
+        Vector sums_a[4][W] = {}, sums_b[4][W] = {};
+        for (int j = 0; j < W && first + j < p.K; ++j) {
+          const int k = first + j;
+          Vector sample[VECTORS] = {};
+          for (int c = 0; c < 4; ++c) {
+            const A* row = rows + s.offset[c][k] + d;
+            const A share = s.share[c][k];
+            Vector sum_a = {}, sum_b = {};
+            for (int i = 0; i < VECTORS; ++i) {
+              const Vector v = P::load(row + i * W);
+              sample[i] += share * v;
+              sum_a += va[i] * v;
+              sum_b += vb[i] * v;
+            }
+            sums_a[c][j] = sum_a;
+            sums_b[c][j] = sum_b;
+          }
+          for (int i = 0; i < VECTORS; ++i) P::store(samples + k * p.D + d + i * W, sample[i]);
+        }
+        for (int c = 0; c < 4; ++c) {
+          A *to_a = with_a[c] + first, *to_b = with_b[c] + first;
+          const Vector total_a = sums_of<A, W>(sums_a[c]), total_b = sums_of<A, W>(sums_b[c]);
+          P::store(to_a, d ? P::load(to_a) + total_a : total_a);
+          P::store(to_b, d ? P::load(to_b) + total_b : total_b);
+        }
+      }
+    }
   }
 
   // answer = sum of weights[k] * samples[k]
@@ -452,6 +505,12 @@ void unpack(const Problem& p, const A* rows, long n, long m, T* value) {
   for (long t = 0; t < p.S; ++t) convert_back(rows + t * p.D, to + t * p.M * p.D, p.D);
 }
 
+// Whether a head's rows are read so often that packing them pays. Offsets of rows that stay where they are must fit an int.
+constexpr long READS_WORTH_PACKING = 8;
+INLINE bool worth_packing(const Problem& p) {
+  return p.Q * p.K * 4 > READS_WORTH_PACKING * p.S || p.S * p.M * p.D > __INT_MAX__;
+}
+
 // Asks for the cache lines of `count` numbers that will be needed AHEAD queries from now. What belongs to one head lies
 // a stride apart, which processors do not foresee by themselves.
 constexpr long AHEAD = 8;
@@ -466,7 +525,7 @@ struct Run {
 
   // What one thread needs for itself: packed heads, and a few rows.
   struct Scratch {
-    A *first, *second, *third, *fourth, *samples, *partial, *row, *other;
+    A *first, *second, *third, *fourth, *samples, *row, *other, *answer;
     Scratch(const Problem& p, A* memory, int heads) {
       A** head[4] = {&first, &second, &third, &fourth};
       for (int i = 0; i < 4; ++i) {
@@ -474,30 +533,35 @@ struct Run {
         memory += i < heads ? p.S * p.D : 0;
       }
       samples = memory;
-      partial = samples + MAX_SAMPLES * p.D;
-      row = partial + (4 * MAX_SAMPLES + W) * W;
+      row = samples + MAX_SAMPLES * p.D;
       other = row + p.D;
+      answer = other + p.D;
     }
   };
   static long size(const Problem& p, int heads) {
-    return heads * p.S * p.D + (MAX_SAMPLES + 2) * p.D + (4 * MAX_SAMPLES + W) * W;
+    return (heads * p.S + MAX_SAMPLES + 3) * p.D;
   }
 
   static void plain(const Problem& p, const T* value, const A* locations, const A* weights, T* answer, A* memory,
                     long begin, long end) {
     const Scratch own(p, memory, 1);
+    const bool packed = worth_packing(p);
     Samples<A> s;
     for (long at = begin; at < end; ++at) {
       const long n = at / (p.M * p.Q), m = at / p.Q % p.M, item = (n * p.Q + at % p.Q) * p.M + m;
-      if (at == begin || at % p.Q == 0) pack(p, value, n, m, own.first);
+      if (packed && (at == begin || at % p.Q == 0)) pack(p, value, n, m, own.first);
       const long next = item + AHEAD * p.M;
       expect(locations + next * p.K * 2, p.K * 2);
       expect(weights + next * p.K, p.K);
       expect(answer + next * p.D, p.D);
-      locate<A, W, false>(p, locations + item * p.K * 2, s);
+      locate<A, W, false>(p, locations + item * p.K * 2, s, (int)(packed ? p.D : p.M * p.D));
       for (int c = 0; c < 4; ++c)
         for (int k = 0; k < p.K; ++k) s.share[c][k] *= weights[item * p.K + k];
-      R::gather(p, own.first, s, s.share, own.row);
+      if (packed) {
+        R::gather(p, own.first, s, s.share, own.row);
+      } else {
+        R::gather(p, value + (n * p.S * p.M + m) * p.D, s, s.share, own.row);
+      }
       convert_back(own.row, answer + item * p.D, p.D);
     }
   }
@@ -521,8 +585,8 @@ struct Run {
         expect(grad_locations + next * p.K * 2, p.K * 2);
         expect(grad_weights + next * p.K, p.K);
         convert(grad + item * p.D, own.row, p.D);
-        locate<A, W, true>(p, locations + item * p.K * 2, s);
-        R::multiply(p, own.first, s, own.row, own.partial, products);
+        locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
+        R::multiply(p, own.first, s, own.row, products);
         for (int k = 0; k < p.K; ++k) {
           A sum = 0;
           for (int c = 0; c < 4; ++c) sum += s.share[c][k] * products[c][k];
@@ -559,8 +623,8 @@ struct Run {
       expect(query + next * p.D, p.D);
       expect(answer + next * p.D, p.D);
       convert(query + item * p.D, own.row, p.D);
-      locate<A, W, false>(p, locations + item * p.K * 2, s);
-      R::sample_and_multiply(p, own.first, s, own.row, own.samples, own.partial, weights);
+      locate<A, W, false>(p, locations + item * p.K * 2, s, (int)p.D);
+      R::sample_and_multiply(p, own.first, s, own.row, own.samples, weights);
       softmax<A, W>(p.K, scale, weights);
       if (same) {
         R::combine(p, own.samples, weights, own.row);
@@ -601,9 +665,13 @@ struct Run {
         expect(grad_locations + next * p.K * 2, p.K * 2);
         convert(query + item * p.D, own.row, p.D);
         convert(grad + item * p.D, own.other, p.D);
-        locate<A, W, true>(p, locations + item * p.K * 2, s);
-        R::multiply(p, keys, s, own.row, own.partial, of_query);
-        R::multiply(p, values, s, own.other, own.partial, of_grad);
+        locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
+        if (same) {
+          R::sample_and_multiply_two(p, keys, s, own.row, own.other, own.samples, of_query, of_grad);
+        } else {
+          R::multiply(p, keys, s, own.row, of_query);
+          R::multiply(p, values, s, own.other, of_grad);
+        }
         for (int k = 0; k < p.K; ++k) {
           A logit = 0, gain = 0;
           for (int c = 0; c < 4; ++c) {
@@ -626,8 +694,12 @@ struct Run {
             of_grad[c][k] = s.share[c][k] * weights[k];
           }
         }
-        R::gather(p, keys, s, of_query, own.samples);
-        convert_back(own.samples, grad_query + item * p.D, p.D);
+        if (same) {
+          R::combine(p, own.samples, slope, own.answer);
+        } else {
+          R::gather(p, keys, s, of_query, own.answer);
+        }
+        convert_back(own.answer, grad_query + item * p.D, p.D);
         if (same) {
           R::scatter_two(p, grad_values, s, of_query, own.row, of_grad, own.other);
         } else {
