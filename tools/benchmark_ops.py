@@ -1,10 +1,11 @@
 """Times deformable attention, plain and key-aware, on every backend that is here, in one run.
 
-usage: python tools/benchmark_ops.py [--repeats N] [--pictures 1 2] [--dtypes float32 bfloat16] [--out FILE.md]
+usage: python tools/benchmark_ops.py [--repeats N] [--pictures 1 2] [--dtypes float32 bfloat16] [--classic] [--out FILE.md]
 
 Shapes are those of a real model: 800x1066 pixels, strides 8 to 64, 8 heads of 32 channels, 4 levels of 4 points. Prints
 a Markdown table of medians, each as a ratio to the PyTorch reference on the same device. Other packages are measured
-beside ours where they are installed: deformops, torch-ms-deform-attn, MultiScaleDeformableAttention.
+beside ours where they are installed: deformops, torch-ms-deform-attn, MultiScaleDeformableAttention. With --classic so
+is the layout of their kernels, one thread per channel, built from classic_deform_attn.cu (CUDA, float32).
 """
 
 import argparse
@@ -93,7 +94,29 @@ def opponents(device: str) -> dict[str, Callable]:
     return found
 
 
-def functions(device: str) -> dict[tuple[str, str], tuple[Callable, tuple[int, ...]]]:
+def classic() -> Callable:
+    """Plain attention by one thread per channel: (value, locations, weights) -> answer, float32 on CUDA."""
+    from torch.utils.cpp_extension import load
+
+    kernels = load("classic_deform_attn", [str(ROOT / "tools/classic_deform_attn.cu")])
+    sizes = torch.tensor(SHAPES, device="cuda")
+    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+
+    class Classic(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value, locations, weights):
+            context.save_for_backward(value, locations, weights)
+            return kernels.forward(value, sizes, starts, locations, weights)
+
+        @staticmethod
+        def backward(context, grad):
+            value, locations, weights = context.saved_tensors
+            return tuple(kernels.backward(grad.contiguous(), value, sizes, starts, locations, weights))
+
+    return Classic.apply
+
+
+def functions(device: str, dtype: str, with_classic: bool) -> dict[tuple[str, str], tuple[Callable, tuple[int, ...]]]:
     """{(attention, backend): (function, which of query, value, locations, weights, key it takes)} on a device."""
     backends = [name for name in available_backends() if name in ("reference", device)]
     found = {}
@@ -104,10 +127,12 @@ def functions(device: str) -> dict[tuple[str, str], tuple[Callable, tuple[int, .
             lambda q, k, v, x, b=name: key_aware_deform_attn(q, k, v, SHAPES, x, b),
             (0, 4, 1, 2),
         )
+    if with_classic and device == "cuda" and dtype == "float32":
+        found["plain", "classic"] = (classic(), (1, 2, 3))
     return found
 
 
-def table(device: str, pictures: list[int], dtypes: list[str], repeats: int) -> list[str]:
+def table(device: str, pictures: list[int], dtypes: list[str], repeats: int, with_classic: bool) -> list[str]:
     """Rows of the Markdown table for one device."""
     rows = []
     for count in pictures:
@@ -117,7 +142,7 @@ def table(device: str, pictures: list[int], dtypes: list[str], repeats: int) -> 
                 shape = f"{'encoder' if queries is None else f'{queries} queries'}, N={count}, {dtype}"
                 for label, make in (("forward", forward_only), ("forward+backward", with_backward)):
                     base = {}
-                    for (attention, backend), (function, taken) in functions(device).items():
+                    for (attention, backend), (function, taken) in functions(device, dtype, with_classic).items():
                         work = make(function, [inputs[i] for i in taken])
                         slow = backend == "reference" and device == "cpu"
                         ms = median_ms(work, device, max(1, repeats // 5) if slow else repeats)
@@ -146,6 +171,7 @@ def main():
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + ["cuda"] * torch.cuda.is_available())
+    parser.add_argument("--classic", action="store_true", help="measure the classic layout too")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     args = parser.parse_args()
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -158,7 +184,7 @@ def main():
         "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(head), flush=True)
-    rows = [row for device in args.devices for row in table(device, args.pictures, args.dtypes, args.repeats)]
+    rows = [row for device in args.devices for row in table(device, args.pictures, args.dtypes, args.repeats, args.classic)]
     if args.out:
         args.out.write_text("\n".join([*head, *rows]) + "\n")
 
