@@ -127,6 +127,11 @@ def functions(device: str, dtype: str, with_classic: bool) -> dict[tuple[str, st
             lambda q, k, v, x, b=name: key_aware_deform_attn(q, k, v, SHAPES, x, b),
             (0, 4, 1, 2),
         )
+    # What the papers' own code does also where keys and values are one tensor.
+    found["key-aware", "reference, keys and values sampled apart"] = (
+        lambda q, v, x: key_aware_deform_attn(q, v.clone(), v, SHAPES, x, "reference"),
+        (0, 1, 2),
+    )
     if with_classic and device == "cuda" and dtype == "float32":
         found["plain", "classic"] = (classic(), (1, 2, 3))
     return found
@@ -144,7 +149,7 @@ def table(device: str, pictures: list[int], dtypes: list[str], repeats: int, wit
                     base = {}
                     for (attention, backend), (function, taken) in functions(device, dtype, with_classic).items():
                         work = make(function, [inputs[i] for i in taken])
-                        slow = backend == "reference" and device == "cpu"
+                        slow = backend.startswith("reference") and device == "cpu"
                         ms = median_ms(work, device, max(1, repeats // 5) if slow else repeats)
                         base.setdefault(attention, ms)
                         memory = f"{peak_megabytes(work, device):.0f}"
