@@ -1,6 +1,6 @@
 """Times deformable attention, plain and key-aware, on every backend that is here, in one run.
 
-usage: python tools/benchmark_ops.py [--repeats N] [--pictures 1 2] [--dtypes float32 bfloat16] [--classic] [--out FILE.md]
+usage: python tools/benchmark_ops.py [--repeats N] [--pictures 1 2] [--dtypes float32 bfloat16] [--classic] [--out FILE]
 
 Shapes are those of a real model: 800x1066 pixels, strides 8 to 64, 8 heads of 32 channels, 4 levels of 4 points. Prints
 a Markdown table of medians, each as a ratio to the PyTorch reference on the same device. Other packages are measured
@@ -189,7 +189,9 @@ def main():
         "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(head), flush=True)
-    rows = [row for device in args.devices for row in table(device, args.pictures, args.dtypes, args.repeats, args.classic)]
+    rows = [
+        row for device in args.devices for row in table(device, args.pictures, args.dtypes, args.repeats, args.classic)
+    ]
     if args.out:
         args.out.write_text("\n".join([*head, *rows]) + "\n")
 
