@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,13 +101,14 @@ def read_checkpoint(source: str | Path) -> dict:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file can make its reader stumble in any way
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):?\s+(\S+)", str(error))
-        named = f" ({next(filter(None, reason.groups()))})" if reason else ""
-        refusal = f"holds more than tensors and plain values{named} and is not loaded, since such a file can run code"
-        raise CheckpointError(f"{path}: {refusal}. Ask its author for one with the weights alone") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+        if isinstance(error, pickle.UnpicklingError) and reason:
+            named = next(filter(None, reason.groups()))
+            refusal = f"holds more than tensors and plain values ({named}) and is not loaded, since such a file can run"
+            raise CheckpointError(f"{path}: {refusal} code. Ask its author for one with the weights alone") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {said}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     if content.get("format") == FORMAT:
