@@ -46,13 +46,14 @@ def first_offender(model: nn.Module, forward: Callable[[], object], rewind: Rewi
     """Runs a forward again as it was, and says where in it the first number came up that is not finite.
 
     A module that answers infinity may mean it, as masks do; so NaN is looked for first. Random state and running
-    statistics are left as `rewind` remembers them.
+    statistics are brought back to what `rewind` remembers.
 
     Args:
         model: whose modules are named.
         forward: calls `model`.
         rewind: remembers how things were before the forward.
     """
+    rewind.everything()
     bad = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and not _finite(tensor)]
     if bad:
         return f"weights or statistics themselves are not finite: {_some(bad)}"
@@ -69,7 +70,6 @@ def first_offender(model: nn.Module, forward: Callable[[], object], rewind: Rewi
         return hook
 
     hooks = [module.register_forward_hook(look(name, module)) for name, module in model.named_modules()]
-    rewind.everything()
     try:
         forward()
     finally:
