@@ -44,7 +44,7 @@ from util.logger import Journal, setup_logging
 from util.optim import build_optimizer, build_schedule, moving_average
 from util.options import TrainingOptions
 from util.precision import Precision
-from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest
+from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest, ignore_requests
 from util.registry import call
 from util.rehearsal import OBJECTS, largest_sizes, memory_advice, noise_batch, rehearse, training_step
 from util.state import TrainingState, random_state_kept
@@ -395,4 +395,7 @@ def main(args: Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGUMENTS))
+    STATUS = main(ARGUMENTS)
+    if STATUS == EXIT_PREEMPTED:
+        ignore_requests()  # whoever sees another process leave may ask this one to, and its status must not change
+    sys.exit(STATUS)

@@ -14,7 +14,7 @@ from datasets.transforms import EvalTransform, TrainTransform
 from util.batch import ImageBatch
 from util.config import ConfigDict, ConfigError, where_of
 from util.distributed import barrier, is_main, rank, world_size
-from util.preemption import ignore_in_worker
+from util.preemption import ignore_requests
 from util.registry import call
 
 SPLITS = ("train", "val", "test")
@@ -125,4 +125,4 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
 def _prepare_worker(worker: int):
     """Workers decode one picture each; threads inside them would only get in each other's way."""
     torch.set_num_threads(1)
-    ignore_in_worker()
+    ignore_requests()

@@ -427,7 +427,22 @@ def test_the_slurm_script_passes_everything_on(tmp_path):
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60)
     lines = done.stdout.splitlines()
     assert {"--partition=part", "--job-name=job", "--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8"} <= set(lines)
+    assert "--signal=USR1@180" in lines
     assert lines[-2:] == ["config/x.py", "--amp"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "queued"), [(75, "RUNNING", True), (75, "COMPLETING", False), (1, "RUNNING", False)]
+)
+def test_the_slurm_script_queues_a_preempted_job_again(tmp_path, status, state, queued):
+    for name, code in (("srun", f"exit {status}"), ("squeue", f"echo {state}"), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "123"}
+    words = ["bash", "tools/run_dist_slurm.sh", "part", "job", "8", "config/x.py"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert (done.stdout.strip() == "requeue 123") == queued
 
 
 def test_help_needs_no_pytorch():

@@ -64,7 +64,7 @@ class StopRequest:
                     os._exit(128 + byte[0])
 
 
-def ignore_in_worker():
-    """In a process that loads data: what the cluster sends to every process is the training's to answer."""
+def ignore_requests():
+    """In a process that only loads data, where the training has to answer, or that is leaving already."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
