@@ -1,4 +1,4 @@
-"""Trains on two hosts, cuts one of them off in the middle, and lets it come back: the weights are those without the cut.
+"""Trains on two hosts, cuts one off in the middle, and lets it come back: the weights are those without the cut.
 
 usage: python -m tests.harness.two_hosts     (as root, on Linux with iproute2)
 
@@ -61,7 +61,15 @@ def start(host: int, arguments: list[str], output: Path) -> subprocess.Popen:
     }
     words = ["ip", "netns", "exec", name(host), sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
     words += ["--nproc_per_node=1", "--max_restarts=3", "--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:{PORT}"]
-    words += [f"--local_addr={ADDRESSES[host]}", "main.py", *arguments, "--output_dir", str(output)]
+    # Whose name resolves to the first address cannot be seen from within a namespace.
+    words += [
+        f"--rdzv_conf=is_host={1 - host}",
+        f"--local_addr={ADDRESSES[host]}",
+        "main.py",
+        *arguments,
+        "--output_dir",
+        str(output),
+    ]
     output.mkdir(exist_ok=True)
     with (output / f"host{host}.txt").open("a") as said:
         return subprocess.Popen(
