@@ -155,7 +155,7 @@ class Run:
     def warm_up(self, model: nn.Module, state: TrainingState, dataset: DetectionDataset):
         """Tries the largest step that the data can ask for, so that memory runs out now or never."""
         if self.options.warms_up(self.args.device):
-            augment, most = self.cfg.data.augment, int(np.diff(dataset.annotations.first).max())
+            augment, most = self.cfg.data.augment, max(1, int(np.diff(dataset.annotations.first).max()))
             sizes = largest_sizes(self.cfg.data.batch_size, max(augment.scales), augment.max_size)
             noise = noise_batch(sizes, most, self.cfg.model.num_classes, self.args.device)
             rehearse(model, self.criterion, state.optimizer, self.precision, *noise)

@@ -25,15 +25,15 @@ class Rewind:
     @torch.no_grad()
     def remember(self):
         """Takes down how things are now."""
-        for saved, buffer in zip(self.saved, self.buffers, strict=True):
-            saved.copy_(buffer)
+        if self.buffers:
+            torch._foreach_copy_(self.saved, self.buffers)
         self.random = random_state()
 
     @torch.no_grad()
     def statistics(self):
         """Brings the running statistics back."""
-        for saved, buffer in zip(self.saved, self.buffers, strict=True):
-            buffer.copy_(saved)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.saved)
 
     def everything(self):
         """Brings the random state back too."""

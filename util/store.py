@@ -60,9 +60,13 @@ class CheckpointStore:
         """
         if source in (None, "auto"):
             return self.newest()
-        if training and broadcast(bool(self._paths())):
-            content, newest = self.newest()
-            if content.get("resumed_from") == source:
+        if training:
+            try:
+                content, newest = self.newest()
+            except CheckpointError as error:
+                log.warning("%s: not looked at: %s", self.folder, error)
+                content = None
+            if content is not None and content.get("resumed_from") == source:
                 log.info("%s went on from %s already", newest, source)
                 return content, newest
         return read_checkpoint(source), source
