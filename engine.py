@@ -1,120 +1,79 @@
 """One epoch of training, and one evaluation. Knows no model, no loss and no data set by name."""
 
-import contextlib
 import logging
-import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from util.distributed import gather, mean_dict
+from util.distributed import gather
 from util.logger import Progress
 from util.precision import Precision
+from util.preemption import PreemptedError
+from util.state import TrainingState
+from util.stepper import Stepper
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10
-"""How many steps in a row may be thrown away because a number in them is not finite."""
 
-
-class TrainingDivergedError(ArithmeticError):
-    """Losses or gradients stopped being finite; the message says which and where."""
+def never() -> bool:
+    """The answer where nobody asks to stop."""
+    return False
 
 
 def train_one_epoch(
     model: nn.Module,
     criterion: nn.Module,
     loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    schedule,
+    state: TrainingState,
     precision: Precision,
     *,
-    epoch: int,
     clip_norm: float | None = None,
     accumulate: int = 1,
-    average: nn.Module | None = None,
+    patience: int = 10,
     print_every: int = 50,
+    stop: Callable[[], bool] = never,
+    after_step: Callable[[bool], object] = lambda stopping: None,
 ) -> dict[str, float]:
-    """Runs over the loader once.
+    """Runs over the loader once, or over what is left of it.
 
     Args:
         model: detector, or its wrapper for several processes.
         criterion: (output, targets) -> (losses, metrics); see models.criteria.criterion.
-        loader: of datasets.loader.Batch.
-        schedule: stepped after every optimiser step.
-        epoch: for the log.
+        loader: of datasets.loader.Batch; yields those after `state.batch`, its length is that of the whole epoch.
+        state: is moved on with every batch and step.
         clip_norm: limit of the total gradient norm.
         accumulate: batches per optimiser step; their losses, each normalised by its own boxes, are averaged.
-        average: moving average of the model, updated after every optimiser step.
+        patience: how many steps in a row may be skipped because a number in them is not finite.
         print_every: batches between two lines of progress.
+        stop: whether this process was asked to stop.
+        after_step: called after every step, in all processes alike, with whether one of them was asked to stop.
 
     Returns:
         means over the epoch and over all processes: loss, every part of it, metrics, gradient norm; and how many
         pictures were broken and steps skipped.
 
     Raises:
-        TrainingDivergedError: nothing finite came out for PATIENCE steps in a row.
+        TrainingDivergedError: nothing finite came out for `patience` steps in a row.
     """
     model.train()
     criterion.train()
-    device = precision.device
-    progress = Progress(f"epoch {epoch}", print_every)
-    broken = skipped = in_a_row = 0
-    for number, batch in enumerate(progress.over(loader, shown=("loss", "class_error", "lr")), 1):
+    stepper = Stepper(model, criterion, state, precision, clip_norm, accumulate, patience)
+    progress = Progress(f"epoch {state.epoch}", print_every, state.meters, state.batch)
+    for batch in progress.over(loader, shown=("loss", "class_error", "lr")):
+        state.batch += 1
         for message in batch.broken:
-            broken += 1
+            state.broken += 1
             log.warning("skipped a picture: %s", message)
-        batch = batch.to(device)
-        ends_step = number % accumulate == 0 or number == len(loader)
-        with _unsynchronised(model, not ends_step):
-            with precision.autocast():
-                output = model(batch.images, batch.targets)
-            losses, metrics = criterion(output, batch.targets)
-            total = sum(losses.values())
-            precision.backward(total / accumulate)
-
-        numbers = mean_dict({"loss": total, **losses, **metrics})
-        finite = math.isfinite(numbers["loss"])
-        if finite and ends_step:
-            numbers["grad_norm"] = precision.step(optimizer, model, clip_norm)
-            finite = math.isfinite(numbers["grad_norm"]) or precision.scaler.is_enabled()
-        if finite:
-            in_a_row = 0
-            progress.update({**numbers, "lr": optimizer.param_groups[0]["lr"]})
-        else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            _report_divergence(numbers, batch.targets, in_a_row)
-        if ends_step or not finite:
-            optimizer.zero_grad()
+        ends_step = state.batch % accumulate == 0 or state.batch == len(loader)
+        rate = state.optimizer.param_groups[0]["lr"]
+        numbers = stepper.take(batch.to(precision.device), ends_step, stop())
+        if numbers:
+            progress.update({**numbers, "lr": rate})
         if ends_step:
-            schedule.step()
-            if average is not None and finite:
-                average.update_parameters(_unwrapped(model))
-    return {**progress.means(), "broken": sum(gather(broken)), "skipped": skipped}
-
-
-def _report_divergence(numbers: dict[str, float], targets: list[dict], in_a_row: int):
-    """Says which numbers of a step are not finite, and gives up after too many such steps."""
-    bad = ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
-    pictures = ", ".join(str(int(target["image_id"])) for target in targets)
-    message = f"a step was thrown away: not finite: {bad}; pictures of this process: {pictures}"
-    log.warning(message)
-    if in_a_row >= PATIENCE:
-        remedy = "Lower optimizer.lr, lengthen schedule.warmup_steps, or train without --amp"
-        raise TrainingDivergedError(f"{PATIENCE} steps in a row: {message}. {remedy}")
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def _unsynchronised(model: nn.Module, active: bool):
-    """While accumulating, processes need not exchange gradients."""
-    if active and isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.no_sync()
-    return contextlib.nullcontext()
+            after_step(stepper.stopping)
+    return {**progress.means(), "broken": sum(gather(state.broken)), "skipped": state.skipped}
 
 
 @torch.no_grad()
@@ -128,6 +87,7 @@ def evaluate(
     *,
     title: str = "eval",
     print_every: int = 50,
+    stop: Callable[[], bool] = never,
 ) -> dict[str, float]:
     """Detects on every picture of the loader and hands the detections to the evaluator.
 
@@ -135,9 +95,13 @@ def evaluate(
         criterion: None where there is no truth to compare with.
         postprocess: (output, sizes (B, 2)) -> results; see models.postprocess.
         evaluator: has update(results, targets); see datasets.coco_eval.
+        stop: whether this process was asked to stop; it leaves after its batch, the others after their last one.
 
     Returns:
         means of the losses and metrics over the pictures of all processes, and how many pictures were broken.
+
+    Raises:
+        PreemptedError: in all processes, when one of them was asked to stop.
     """
     model.eval()
     progress = Progress(title, print_every)
@@ -157,4 +121,8 @@ def evaluate(
             progress.update({name: value.item() for name, value in numbers.items()})
         sizes = torch.stack([target["orig_size"] for target in batch.targets])
         evaluator.update(postprocess(output, sizes), batch.targets)
+        if stop():
+            break
+    if any(gather(stop())):
+        raise PreemptedError(f"{title} was left; it begins anew when training goes on")
     return {**progress.means_over_processes(), "broken": sum(gather(broken))}

@@ -9,12 +9,12 @@ if __name__ == "__main__":
 
 import json
 import logging
-import time
+import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,12 +23,13 @@ from datasets.coco import DetectionDataset
 from datasets.coco_eval import CocoEvaluator, as_coco
 from datasets.loader import build_dataset, build_loader
 from datasets.preview import draw_detections
-from engine import TrainingDivergedError, evaluate, train_one_epoch
+from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone
 from util.benchmark import describe, measure, measure_training
-from util.checkpoint import CheckpointError, averaged_weights, load_strictly, read_checkpoint, save_checkpoint
+from util.checkpoint import CheckpointError, averaged_weights, load_strictly, save_checkpoint
 from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest, parse_options
+from util.determinism import be_deterministic, determinism_advice
 from util.distributed import (
     barrier,
     broadcast_buffers,
@@ -41,9 +42,14 @@ from util.distributed import (
 )
 from util.logger import Journal, setup_logging
 from util.optim import build_optimizer, build_schedule, moving_average
+from util.options import TrainingOptions
 from util.precision import Precision
+from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest, ignore_requests
 from util.registry import call
-from util.state import TrainingState
+from util.rehearsal import OBJECTS, largest_sizes, memory_advice, noise_batch, rehearse, training_step
+from util.state import TrainingState, random_state_kept
+from util.stepper import TrainingDivergedError
+from util.store import NEWEST, CheckpointStore
 from util.visualize import plot_curves
 
 log = logging.getLogger("main")
@@ -54,34 +60,13 @@ SECTIONS = (
 )  # fmt: skip
 
 
-OBJECTS = 7
-"""In a picture of COCO, on average."""
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What the section `training` of a config may hold.
-
-    Attributes:
-        clip_norm, accumulate: see engine.train_one_epoch.
-        ema: None, or what util.optim.moving_average takes.
-        eval_every, save_every: epochs between evaluations, and between checkpoints that are kept.
-        print_every: batches between lines of progress.
-        pictures: how many are drawn in vis/detections.png.
-    """
-
-    clip_norm: float | None = 0.1
-    accumulate: int = 1
-    ema: dict | None = None
-    eval_every: int = 1
-    save_every: int = 10
-    print_every: int = 50
-    pictures: int = 12
-
-
 def configured(args: Namespace) -> ConfigDict:
     """The config with what the command line says."""
-    flags = {"data.root": args.coco_path, "data.batch_size": args.batch_size}
+    flags = {
+        "data.root": args.coco_path,
+        "data.batch_size": args.batch_size,
+        "training.save_every_steps": args.save_every_steps,
+    }
     chosen = {path: value for path, value in flags.items() if value is not None}
     cfg = load_config(args.config_file, parse_options(args.options) | chosen)
     for name in cfg:
@@ -102,6 +87,8 @@ class Run:
         self.options = self.section(TrainingOptions, "training")
         self.precision = Precision(args.device, args.amp)
         self.journal = Journal(self.output_dir)
+        self.store = CheckpointStore(self.output_dir, self.options.keep_checkpoints)
+        self.stop = StopRequest()
         self.categories = None
         torch.manual_seed(args.seed + rank())
 
@@ -143,60 +130,91 @@ class Run:
         log.info("%s: %.3f M parameters, on %s", self.args.config_file, total / 1e6, self.args.device)
         return detector
 
-    def checkpoint(self) -> tuple[dict | None, str]:
-        """The checkpoint to go on from or to evaluate, and where it is; None when there is none."""
-        source, newest = self.args.resume, self.output_dir / "checkpoint.pth"
-        if source in (None, "auto"):
-            if not newest.is_file():
-                return None, ""
-            source = str(newest)
-        return read_checkpoint(source), source
-
     # -------------------------------------------------------------- training
 
     def train(self):
         """Trains to the last epoch, evaluating and saving on the way."""
         train_set, val_set = self.dataset("train"), self.dataset("val")
         loader, val_loader = self.loader(train_set), self.loader(val_set)
-        detector = self.build()
-        state = self.start(detector, len(loader))
-        model = detector
+        model = detector = self.build()
+        state = self.start(detector, loader)
         if world_size() > 1:
             devices = [local_rank()] if self.args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=self.args.find_unused_params)
         epochs = self.cfg.schedule.epochs
-        if state.epoch >= epochs:
+        if state.epoch >= epochs and state.pending is None:
             log.info("all %d epochs are trained already; schedule.epochs asks for more, --eval evaluates", epochs)
-        while state.epoch < epochs:
-            epoch, start = state.epoch, time.perf_counter()
-            loader.sampler.epoch = epoch
+        with self.stop:
+            self.warm_up(model, state, train_set)
+            while state.epoch < epochs or state.pending is not None:
+                if state.pending is None:
+                    self.train_epoch(model, loader, state)
+                self.conclude_epoch(state, val_set, val_loader)
+        self.draw_curves()
+
+    def warm_up(self, model: nn.Module, state: TrainingState, dataset: DetectionDataset):
+        """Tries the largest step that the data can ask for, so that memory runs out now or never."""
+        if self.options.warms_up(self.args.device):
+            augment, most = self.cfg.data.augment, max(1, int(np.diff(dataset.annotations.first).max()))
+            sizes = largest_sizes(self.cfg.data.batch_size, max(augment.scales), augment.max_size)
+            noise = noise_batch(sizes, most, self.cfg.model.num_classes, self.args.device)
+            rehearse(model, self.criterion, state.optimizer, self.precision, *noise)
+            log.info("the largest step fits: pictures of %s with %d objects each", sizes, most)
+
+    def train_epoch(self, model: nn.Module, loader, state: TrainingState):
+        """Trains to the end of the epoch; what is to be said of it waits in the state for its evaluation."""
+        loader.sampler.epoch, loader.sampler.start = state.epoch, state.batch * loader.batch_size
+
+        def after_step(stopping: bool):
+            every = self.options.save_every_steps
+            if stopping or (every and state.step % every == 0 and state.batch < len(loader)):
+                self.save(state)
+            if stopping:
+                raise PreemptedError(f"saved in epoch {state.epoch} after {state.batch} batches")
+
+        try:
             means = train_one_epoch(
                 model,
                 self.criterion,
                 loader,
-                state.optimizer,
-                state.schedule,
+                state,
                 self.precision,
-                epoch=epoch,
                 clip_norm=self.options.clip_norm,
                 accumulate=self.options.accumulate,
-                average=state.average,
+                patience=self.options.patience,
                 print_every=self.options.print_every,
+                stop=self.stop,
+                after_step=after_step,
             )
-            seconds = time.perf_counter() - start
-            log.info("epoch %d: loss %.4f, %.0f s", epoch, means["loss"], seconds)
-            entry = {"epoch": epoch, "seconds": seconds} | {f"train_{name}": value for name, value in means.items()}
-            state.epoch += 1
-            last = state.epoch == epochs
-            if state.epoch % self.options.eval_every == 0 or last:
-                entry |= self.evaluate_candidates(state, val_set, val_loader, pictures=last)
-            self.journal.write(entry)
-            self.save(state)
-        self.draw_curves()
+        except TrainingDivergedError:
+            self.save_if_sound(state)
+            raise
+        log.info("epoch %d: loss %.4f, %.0f s", state.epoch, means.get("loss", math.nan), state.meters["seconds"].total)
+        seconds = {"seconds": state.meters["seconds"].total}
+        state.pending = {"epoch": state.epoch} | seconds | {f"train_{name}": value for name, value in means.items()}
+        state.finish_epoch()
+        if self.evaluation_is_due(state):
+            self.save(state)  # an evaluation that fails costs no epoch
 
-    def start(self, detector: nn.Module, batches: int) -> TrainingState:
+    def evaluation_is_due(self, state: TrainingState) -> bool:
+        """Whether the epoch that has just ended is to be evaluated."""
+        return state.epoch % self.options.eval_every == 0 or state.epoch >= self.cfg.schedule.epochs
+
+    def conclude_epoch(self, state: TrainingState, dataset: DetectionDataset, loader):
+        """Evaluates an epoch if it is due, says what came out, and saves."""
+        entry = state.pending
+        if self.evaluation_is_due(state):
+            with random_state_kept():
+                last = state.epoch >= self.cfg.schedule.epochs
+                entry = entry | self.evaluate_candidates(state, dataset, loader, pictures=last)
+        self.journal.write(entry)
+        state.pending = None
+        kept = [f"checkpoint{state.epoch:04d}.pth"] if state.epoch % self.options.save_every == 0 else []
+        self.save(state, *kept)
+
+    def start(self, detector: nn.Module, loader) -> TrainingState:
         """Weights, optimiser, schedule and average: of a new training, or of the one that is resumed."""
-        content, source = self.checkpoint()
+        content, source = self.store.find(self.args.resume, training=True)
         family = self.cfg.get("official_keys")
         if content is not None:
             load_checkpoint(detector, content, family, source)
@@ -205,25 +223,42 @@ class Run:
         else:
             load_pretrained_backbone(detector)
         optimizer = self.section(build_optimizer, "optimizer", model=detector)
-        steps = -(-batches // self.options.accumulate)
+        steps = -(-len(loader) // self.options.accumulate)
         schedule = self.section(build_schedule, "schedule", optimizer=optimizer, steps_per_epoch=steps)
         average = None
         if self.options.ema:
             where = f"{self.args.config_file}: training.ema"
             average = call(moving_average, self.options.ema, where=where, model=detector)
-        facts = {"config": dump_config(self.cfg), "categories": self.categories.state_dict()}
-        state = TrainingState(detector, optimizer, schedule, self.precision.scaler, average, facts)
+        origin = (content or {}).get("resumed_from") if self.args.resume in (None, "auto") else self.args.resume
+        facts = {
+            "config": dump_config(self.cfg),
+            "categories": self.categories.state_dict(),
+            "resumed_from": origin,
+        }
+        place = {
+            "pictures": len(loader.dataset),
+            "batch_size": loader.batch_size,
+            "processes": world_size(),
+            "seed": self.args.seed,
+            "steps_per_epoch": steps,
+        }
+        state = TrainingState(detector, optimizer, schedule, self.precision.scaler, average, facts, place)
         if content is not None and "schedule" in content:
             state.load_state_dict(content, source)
-            log.info("%s: going on after %d epochs", source, state.epoch)
+            log.info("%s: going on after %d epochs and %d batches", source, state.epoch, state.batch)
         return state
 
-    def save(self, state: TrainingState):
-        """Writes the newest checkpoint, and now and then one that stays."""
-        paths = [self.output_dir / "checkpoint.pth"]
-        if state.epoch % self.options.save_every == 0:
-            paths.append(self.output_dir / f"checkpoint{state.epoch:04d}.pth")
-        save_checkpoint(state.state_dict(), *paths)
+    def save(self, state: TrainingState, *more: str):
+        """Writes the newest checkpoint, and the same under further names."""
+        self.store.save(state.state_dict(), *more)
+
+    def save_if_sound(self, state: TrainingState):
+        """Writes the newest checkpoint unless its weights are spoilt."""
+        if state.is_finite():
+            self.save(state)
+            log.error("the last sound state is saved in %s", self.output_dir / NEWEST)
+        else:
+            log.error("the weights are not finite and are not saved")
 
     # ------------------------------------------------------------ evaluation
 
@@ -240,6 +275,7 @@ class Run:
             self.precision,
             title=f"eval {name}".strip(),
             print_every=self.options.print_every,
+            stop=self.stop,
         )
         detections = evaluator.detections()
         scores = evaluator.evaluate(detections)
@@ -267,7 +303,7 @@ class Run:
     def trained(self, flag: str) -> Iterator[tuple[str, nn.Module]]:
         """The detector with a checkpoint's weights, and then with their moving average if it holds one."""
         detector = self.build()
-        content, source = self.checkpoint()
+        content, source = self.store.find(self.args.resume)
         if content is None:
             raise ConfigError(f"{flag}: no checkpoint in {self.output_dir}; give one with --resume")
         load_checkpoint(detector, content, self.cfg.get("official_keys"), source)
@@ -303,30 +339,16 @@ class Run:
         size = resize.scale, min(resize.max_size, resize.scale * 4 // 3)
         measured = measure(detector, self.precision, size)
         if self.args.benchmark_train:
-            step, pictures = self.training_step(detector.train(), size), self.cfg.data.batch_size
+            pictures = self.cfg.data.batch_size
+            noise = noise_batch([size] * pictures, OBJECTS, self.cfg.model.num_classes, self.args.device)
+            optimizer = self.section(build_optimizer, "optimizer", model=detector)
+            step = training_step(
+                detector.train(), self.criterion, optimizer, self.precision, self.options.clip_norm, *noise
+            )
             measured["training"] = measure_training(step, pictures, self.cfg.schedule.epochs, self.args.device)
         log.info("\n%s", describe(measured))
         if is_main():
             (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
-
-    def training_step(self, detector: nn.Module, size: tuple[int, int]) -> Callable[[], object]:
-        """A whole step on a batch of noise that holds as many objects as COCO's pictures do, to be measured."""
-        device, pictures = self.args.device, self.cfg.data.batch_size
-        images = [torch.randn(3, *size, device=device) for _ in range(pictures)]
-        labels = torch.randint(self.cfg.model.num_classes, (pictures, OBJECTS), device=device)
-        boxes = torch.rand(pictures, OBJECTS, 4, device=device) * 0.4 + 0.1
-        targets = [{"labels": label, "boxes": box} for label, box in zip(labels, boxes, strict=True)]
-        optimizer = self.section(build_optimizer, "optimizer", model=detector)
-
-        def step():
-            with self.precision.autocast():
-                output = detector(images, targets)
-            losses, _ = self.criterion(output, targets)
-            self.precision.backward(sum(losses.values()))
-            self.precision.step(optimizer, detector, self.options.clip_norm)
-            optimizer.zero_grad()
-
-        return step
 
     def draw_curves(self):
         """Losses and AP so far, in vis/curves.png."""
@@ -341,6 +363,8 @@ def main(args: Namespace) -> int:
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     init_processes(args.device)
     setup_logging(None)
+    if args.deterministic:
+        be_deterministic()
     try:
         run = Run(args)
         if args.benchmark or args.benchmark_train or args.benchmark_only:
@@ -355,10 +379,23 @@ def main(args: Namespace) -> int:
     except (ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)
         return 2
+    except PreemptedError as request:
+        log.warning("%s; the same command goes on from there", request)
+        barrier()
+        return EXIT_PREEMPTED
+    except RuntimeError as error:
+        advice = memory_advice(error) or determinism_advice(error)
+        if advice is None:
+            raise
+        log.error("%s", advice)
+        return 2
     finally:
         leave_processes()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGUMENTS))
+    STATUS = main(ARGUMENTS)
+    if STATUS == EXIT_PREEMPTED:
+        ignore_requests()  # whoever sees another process leave may ask this one to, and its status must not change
+    sys.exit(STATUS)

@@ -14,6 +14,7 @@ from datasets.transforms import EvalTransform, TrainTransform
 from util.batch import ImageBatch
 from util.config import ConfigDict, ConfigError, where_of
 from util.distributed import barrier, is_main, rank, world_size
+from util.preemption import ignore_requests
 from util.registry import call
 
 SPLITS = ("train", "val", "test")
@@ -114,10 +115,14 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
         drop_last=dataset.training,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
+        # A generator of its own: by default, starting an epoch would draw from the one that dropout draws from, and an
+        # epoch that is gone on with would not be one that is started once.
+        generator=torch.Generator(),
     )
 
 
-def _one_thread(worker: int):
+def _prepare_worker(worker: int):
     """Workers decode one picture each; threads inside them would only get in each other's way."""
     torch.set_num_threads(1)
+    ignore_requests()

@@ -16,11 +16,16 @@ class TrainSampler(Sampler):
         length: of the data set.
         rank, world_size: this process and how many there are.
         seed: of the order.
+
+    Attributes:
+        epoch: which order comes next.
+        start: how many of this process's pictures it leaves out at its beginning, in a training that goes on from the
+            middle of an epoch. The length stays that of a whole epoch.
     """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         self.length, self.rank, self.world_size, self.seed = length, rank, world_size, seed
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def __len__(self) -> int:
         return -(-self.length // self.world_size)
@@ -28,7 +33,7 @@ class TrainSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator).tolist()
-        for place in range(self.rank * len(self), (self.rank + 1) * len(self)):
+        for place in range(self.rank * len(self) + self.start, (self.rank + 1) * len(self)):
             yield order[place % self.length], self.epoch
 
 

@@ -1,18 +1,24 @@
 """Checkpoints: whole or not at all, never run, and explained when they do not fit."""
 
 import argparse
+import json
 import os
 import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
+import main as program
 from models import build_detector
 from models.official_keys import FAMILIES, convert_official
 from models.weights import load_checkpoint, load_for_finetuning
 from tests.golden import Recording, recordings
-from util.checkpoint import CheckpointError, load_strictly, read_checkpoint, save_checkpoint
+from tests.harness.forked import prepare
+from tools.convert_checkpoint import convert
+from util.arguments import parse_arguments
+from util.checkpoint import CheckpointError, load_strictly, read_checkpoint, save_checkpoint, weights_of
 from util.config import ConfigError, load_config
 
 CONFIG = "config/small/lite_dino_r18_shapes.py"
@@ -50,6 +56,35 @@ def test_a_malicious_pickle_does_nothing_but_raise(tmp_path, zipped):
     with pytest.raises(CheckpointError, match=r"bad.pth: holds more than tensors.*system.*not loaded"):
         read_checkpoint(tmp_path / "bad.pth")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--pretrain_model_path"])
+def test_a_malicious_pickle_on_the_command_line(tmp_path, flag, capsys):
+    marker, base = tmp_path / "marker", prepare(tmp_path, train=4, val=1)
+    torch.save({"model": {}, "x": Malicious(marker)}, tmp_path / "bad.pth")
+    arguments = [*base, "--num_workers", "0", "--output_dir", str(tmp_path / "out"), flag, str(tmp_path / "bad.pth")]
+    assert program.main(parse_arguments(arguments)) == 2
+    assert "holds more than tensors" in capsys.readouterr().out
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_weights_as_safetensors(tmp_path, averaged):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1] = model[0]  # tied
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    average = {"n_averaged": torch.tensor(3), **{f"module.{key}": value + 1 for key, value in weights.items()}}
+    facts = {"config": "x = 1", "categories": {"ids": [1, None]}}
+    save_checkpoint({"model": model.state_dict(), "ema": average, **facts}, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "a.safetensors", averaged)
+    load_strictly(model, weights_of(read_checkpoint(tmp_path / "a.safetensors")), "a.safetensors")
+    assert all(torch.equal(value, weights[key] + averaged) for key, value in model.state_dict().items())
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata()["config"] == "x = 1"
+        assert json.loads(file.metadata()["categories"]) == {"ids": [1, None]}
+    save_checkpoint({"epoch": 1}, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="empty.pth: holds no"):
+        convert(tmp_path / "empty.pth", tmp_path / "b.safetensors", averaged)
 
 
 def test_files_that_are_no_checkpoints_are_named(tmp_path):

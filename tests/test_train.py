@@ -15,7 +15,7 @@ from PIL import Image
 
 import main as program
 from datasets.shapes import make_shapes
-from engine import TrainingDivergedError, train_one_epoch
+from engine import train_one_epoch
 from models import build_criterion, build_detector
 from tests.golden import objects
 from tests.tiny import shrunk
@@ -24,6 +24,8 @@ from util.checkpoint import read_checkpoint
 from util.config import load_config
 from util.optim import build_schedule, moving_average
 from util.precision import Precision
+from util.state import TrainingState
+from util.stepper import TrainingDivergedError
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "config/small/lite_dino_r18_shapes.py"
@@ -230,9 +232,9 @@ def one_epoch(criterion, steps, model, cfg):
     loader = [Batch.of([(image, dict(target)) for image, target in items]) for _ in range(steps)]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     schedule = build_schedule(optimizer, steps, 1)
-    return train_one_epoch(
-        model, criterion, loader, optimizer, schedule, Precision("cpu", False), epoch=0, clip_norm=0.1
-    )
+    precision = Precision("cpu", False)
+    state = TrainingState(model, optimizer, schedule, precision.scaler, None, {}, {"steps_per_epoch": steps})
+    return train_one_epoch(model, criterion, loader, state, precision, clip_norm=0.1)
 
 
 def test_steps_that_are_not_finite_are_thrown_away(caplog):
@@ -241,7 +243,8 @@ def test_steps_that_are_not_finite_are_thrown_away(caplog):
     means = one_epoch(Diverging(build_criterion(cfg), lambda call: call == 2), 3, model, cfg)
     assert means["skipped"] == 1
     assert np.isfinite(means["loss"])
-    assert "not finite: loss, loss_ce; pictures of this process: 7, 7" in caplog.text
+    assert "step 2 is skipped: not finite: loss, loss_ce; no module: the forward is finite" in caplog.text
+    assert "pictures: 7, 7" in caplog.text
     assert all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(TrainingDivergedError, match="10 steps in a row"):
         one_epoch(Diverging(build_criterion(cfg), lambda call: True), 12, model, cfg)
@@ -424,7 +427,22 @@ def test_the_slurm_script_passes_everything_on(tmp_path):
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60)
     lines = done.stdout.splitlines()
     assert {"--partition=part", "--job-name=job", "--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8"} <= set(lines)
+    assert "--signal=USR1@180" in lines
     assert lines[-2:] == ["config/x.py", "--amp"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "queued"), [(75, "RUNNING", True), (75, "COMPLETING", False), (1, "RUNNING", False)]
+)
+def test_the_slurm_script_queues_a_preempted_job_again(tmp_path, status, state, queued):
+    for name, code in (("srun", f"exit {status}"), ("squeue", f"echo {state}"), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "123"}
+    words = ["bash", "tools/run_dist_slurm.sh", "part", "job", "8", "config/x.py"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert (done.stdout.strip() == "requeue 123") == queued
 
 
 def test_help_needs_no_pytorch():

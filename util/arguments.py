@@ -36,8 +36,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--resume",
         metavar="FILE|URL|auto",
         help="continue from a checkpoint, or evaluate it: ours or the papers' own. 'auto': the newest in --output_dir, "
-        "which is also taken when --resume is not given",
+        "which is also taken when --resume is not given, and when it went on from this FILE already",
     )
+    add("--save_every_steps", type=int, metavar="N", help="save within epochs too (training.save_every_steps)")
     add("--pretrain_model_path", metavar="FILE|URL", help="start from what fits of a checkpoint's weights")
     add(
         "--finetune_ignore",
@@ -63,6 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it; losses stay float32")
     add("--seed", type=int, default=42, help="of everything random (default: 42)")
+    add("--deterministic", action="store_true", help="the same numbers every time, or an error that says why not")
     add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch passes it
     return parser.parse_args(arguments)

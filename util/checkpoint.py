@@ -1,14 +1,18 @@
 """Checkpoints: written so that a crash destroys nothing, read so that a file can do nothing but fill tensors."""
 
 import argparse
+import functools
 import logging
 import os
 import pickle
+import platform
 import re
+import subprocess
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,21 +29,58 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file, what is wrong and what helps."""
 
 
-def save_checkpoint(content: dict, *paths: Path):
+def save_checkpoint(content: dict, *paths: Path, before: Callable[[Path], object] | None = None):
     """Writes one checkpoint to several files, in the main process. A reader finds the old file or the new one, whole.
 
     Args:
         content: tensors and plain values only, so that it can be read with weights_only=True.
+        before: called with each path when its new content is safely on the disk, but has not taken the name yet.
+
+    Raises:
+        CheckpointError: the disk is full, say; the old file is still there.
     """
     if not is_main():
         return
     for path in paths:
         temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"format": FORMAT, **content}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if before is not None:
+                before(path)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer turns one into the other
+            temporary.unlink(missing_ok=True)
+            kept = " The file that was there is unchanged." if path.is_file() else ""
+            raise CheckpointError(f"{path}: cannot be written: {str(error).splitlines()[0]}.{kept}") from error
+
+
+def _sync_folder(folder: Path):
+    """Makes a new name in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what a checkpoint was made with: PyTorch, Python, and the git revision where this is a checkout."""
+    found = {"torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+    root = Path(__file__).parent.parent
+    if (root / ".git").exists():
+        words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return found
+        if done.returncode == 0:
+            found["git"] = done.stdout.strip()
+    return found
 
 
 def read_checkpoint(source: str | Path) -> dict:
@@ -60,16 +101,30 @@ def read_checkpoint(source: str | Path) -> dict:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file can make its reader stumble in any way
         reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):?\s+(\S+)", str(error))
-        named = f" ({next(filter(None, reason.groups()))})" if reason else ""
-        refusal = f"holds more than tensors and plain values{named} and is not loaded, since such a file can run code"
-        raise CheckpointError(f"{path}: {refusal}. Ask its author for one with the weights alone") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+        if isinstance(error, pickle.UnpicklingError) and reason:
+            named = next(filter(None, reason.groups()))
+            refusal = f"holds more than tensors and plain values ({named}) and is not loaded, since such a file can run"
+            raise CheckpointError(f"{path}: {refusal} code. Ask its author for one with the weights alone") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {said}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    if content.get("format") == FORMAT:
+        _verify(path)
     return content
+
+
+def _verify(path: Path):
+    """Compares every record of a checkpoint of ours with its checksum, which PyTorch writes but does not read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged: {damaged} in it does not have its checksum")
 
 
 def _fetched(source: str) -> Path:

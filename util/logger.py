@@ -59,11 +59,13 @@ class Progress:
     Args:
         title: what the loop does.
         every: items between two plain lines.
+        meters: numbers of the part of the loop that is done already; updated in place.
+        done: how many items that was. The others' length is that of the whole loop.
     """
 
-    def __init__(self, title: str, every: int = 50):
-        self.title, self.every = title, every
-        self.meters: dict[str, Meter] = {}
+    def __init__(self, title: str, every: int = 50, meters: dict[str, Meter] | None = None, done: int = 0):
+        self.title, self.every, self.done = title, every, done
+        self.meters = {} if meters is None else meters
 
     def update(self, values: dict[str, float]):
         """Takes the numbers of one item."""
@@ -102,14 +104,17 @@ class Progress:
         return {name: f"{self.meters[name].smooth:.4g}" for name in (*shown, "waiting") if name in self.meters}
 
     def _with_bar(self, items: Iterable, shown: tuple[str, ...]) -> Iterator:
-        with logging_redirect_tqdm(), tqdm(total=len(items), desc=self.title, file=sys.stdout, leave=False) as bar:
+        with (
+            logging_redirect_tqdm(),
+            tqdm(total=len(items), initial=self.done, desc=self.title, file=sys.stdout, leave=False) as bar,
+        ):
             for item in self._timed(items):
                 yield item
                 bar.set_postfix(self._numbers(shown), refresh=False)
                 bar.update()
 
     def _with_lines(self, items: Iterable, shown: tuple[str, ...]) -> Iterator:
-        for done, item in enumerate(self._timed(items)):
+        for done, item in enumerate(self._timed(items), self.done):
             yield item
             if "seconds" in self.meters and (done % self.every == 0 or done + 1 == len(items)):
                 left = (len(items) - done - 1) * self.meters["seconds"].smooth

@@ -1,6 +1,7 @@
 """In which number format a step computes."""
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,18 @@ class Precision:
             the norm before clipping.
         """
         self.scaler.unscale_(optimizer)
-        limit = float("inf") if clip_norm is None else clip_norm
-        norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
-        if self.scaler.is_enabled() or norm < float("inf"):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        norm = total.item()
+        if math.isfinite(norm):  # else the gradients stay as they are, for who wants to know why
+            nn.utils.clip_grads_with_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm, total)
             self.scaler.step(optimizer)
         self.scaler.update()
         return norm
+
+    def overflows(self) -> bool:
+        """Whether a gradient that is not finite may be float16's doing.
+
+        Scaled gradients overflow until their scale, which is halved every time, is small enough.
+        """
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1

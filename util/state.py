@@ -1,13 +1,21 @@
 """What a training is made of and where it stands: all that a resumed one needs."""
 
-import platform
+import contextlib
+import logging
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from util.checkpoint import CheckpointError
-from util.distributed import gather, rank
+from util.checkpoint import CheckpointError, versions
+from util.distributed import gather, is_main, rank, world_size
+from util.logger import Meter
+
+log = logging.getLogger(__name__)
+
+WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
+"""Of a schedule of PyTorch: what changes as it is stepped."""
 
 
 class TrainingState:
@@ -18,6 +26,9 @@ class TrainingState:
         optimizer, schedule, scaler: of the training.
         average: moving average of the model, or None.
         facts: plain values that are stored beside the state (config, categories).
+        place: plain values on which it depends what a number of batches of an epoch means, `steps_per_epoch` among
+            them. A checkpoint from the middle of an epoch that was saved with other ones cannot be continued there:
+            that epoch begins anew, with a warning.
     """
 
     def __init__(
@@ -28,18 +39,39 @@ class TrainingState:
         scaler: torch.amp.GradScaler,
         average: AveragedModel | None,
         facts: dict,
+        place: dict,
     ):
         self.model, self.average = model, average
         self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
-        self.facts = facts
+        self.facts, self.place = facts, place
         self.epoch = 0
         """Finished epochs."""
+        self.step = 0
+        """Steps so far, in all epochs; those that were skipped count."""
+        self.batch = 0
+        """Batches of the running epoch that this process has seen."""
+        self.meters: dict[str, Meter] = {}
+        """The numbers of the running epoch."""
+        self.broken = self.skipped = 0
+        """In the running epoch: pictures of this process that could not be read, and steps without finite numbers."""
+        self.failures = 0
+        """Skipped steps since the last sound one."""
+        self.pending: dict | None = None
+        """What is to be said of the last epoch, until its evaluation is done."""
         self.best: dict[str, float] = {}
         """Best AP so far, of "regular" and of "ema"."""
 
     def candidates(self) -> dict[str, nn.Module]:
         """What is evaluated: the model as "regular", and its average as "ema"."""
         return {"regular": self.model} | ({"ema": self.average.module} if self.average is not None else {})
+
+    def finish_epoch(self):
+        """Moves on to the next epoch."""
+        self.epoch, self.batch, self.meters, self.broken, self.skipped = self.epoch + 1, 0, {}, 0, 0
+
+    def is_finite(self) -> bool:
+        """Whether every weight and every running statistic is."""
+        return all(bool(t.isfinite().all()) for t in self.model.state_dict().values() if t.is_floating_point())
 
     def state_dict(self) -> dict:
         """Tensors and plain values. To be called by all processes together: each adds its random state."""
@@ -50,9 +82,15 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
-            "best": self.best,
-            "random": gather(_random_state()),
-            "versions": {"torch": torch.__version__.split("+")[0], "python": platform.python_version()},
+            "step": self.step,
+            "sampler": {"batch": self.batch, **self.place},
+            "meters": {name: [meter.total, meter.count] for name, meter in self.meters.items()},
+            "broken": sum(gather(self.broken)),
+            "skipped": self.skipped,
+            "pending": self.pending,
+            "best": dict(self.best),
+            "random": gather(random_state()),
+            "versions": versions(),
             **self.facts,
         }
 
@@ -67,7 +105,9 @@ class TrainingState:
         except ValueError as error:
             remedy = "To start anew from its weights, give it as --pretrain_model_path"
             raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
-        self.schedule.load_state_dict(content["schedule"])
+        # How long the schedule is, is this config's to say; where in it we are, the checkpoint's.
+        where = {name: content["schedule"][name] for name in WHERE if name in content["schedule"]}
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **where})
         self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
             if content["ema"] is not None:
@@ -75,18 +115,53 @@ class TrainingState:
             else:
                 self.average.module.load_state_dict(self.model.state_dict())
         self.epoch, self.best = content["epoch"], dict(content["best"])
-        if len(content["random"]) > rank():
-            _set_random_state(content["random"][rank()])
+        self.step, self.pending = content.get("step", 0), content.get("pending")
+        self._load_place(content, source)
+        if len(content["random"]) == world_size():
+            set_random_state(content["random"][rank()])
+        else:
+            log.warning("%s: was saved by %d processes: random numbers differ", source, len(content["random"]))
+
+    def _load_place(self, content: dict, source: str):
+        """Where in the epoch it stood."""
+        sampler, place = dict(content.get("sampler", {})), self.place
+        batch, steps = sampler.pop("batch", 0), place["steps_per_epoch"]
+        if sampler.get("steps_per_epoch", steps) != steps:
+            self.schedule.last_epoch = self.epoch * steps
+        changed = [
+            f"{name} was {sampler[name]}, is {place[name]}" for name in place if sampler.get(name) != place[name]
+        ]
+        if batch and changed:
+            text = "%s: saved in the middle of an epoch with another order (%s): the epoch begins anew"
+            log.warning(text, source, ", ".join(changed))
+        elif batch:
+            self.batch, self.skipped = batch, content["skipped"]
+            self.broken = content["broken"] if is_main() else 0
+            for name, (total, count) in content["meters"].items():
+                self.meters[name] = Meter()
+                self.meters[name].total, self.meters[name].count = total, count
 
 
-def _random_state() -> dict:
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn within this, what is drawn after it does not depend on."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def random_state() -> dict:
+    """Of PyTorch's generators; nothing else draws."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def _set_random_state(state: dict):
+def set_random_state(state: dict):
+    """Goes back to what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

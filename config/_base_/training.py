@@ -8,5 +8,9 @@ training = dict(
     ema=None,
     eval_every=1,
     save_every=10,
+    save_every_steps=None,
+    keep_checkpoints=3,
+    patience=10,
+    warm_up_step='auto',
     print_every=50,
 )

@@ -1,0 +1,57 @@
+"""Writes the weights of a checkpoint as safetensors, with config and categories beside them.
+
+usage: python tools/convert_checkpoint.py checkpoint.pth [model.safetensors] [--ema]
+
+The file is read like a checkpoint: `main.py --eval --resume model.safetensors`, `--pretrain_model_path`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from safetensors.torch import save_file
+
+from util.checkpoint import CheckpointError, averaged_weights, read_checkpoint, weights_of
+
+
+def convert(source: Path, target: Path, averaged: bool = False):
+    """Writes `source`'s weights to `target`.
+
+    Args:
+        averaged: the moving average instead of the weights themselves.
+
+    Raises:
+        CheckpointError: `source` cannot be read, or holds no weights, or no average.
+    """
+    content = read_checkpoint(source)
+    weights = averaged_weights(content) if averaged else weights_of(content)
+    if not weights:
+        raise CheckpointError(f"{source}: holds no {'moving average' if averaged else 'weights'}")
+    facts = {name: content[name] for name in ("config", "categories", "versions") if name in content}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+    # Tied weights share their memory, which the format does not know: each gets its own.
+    save_file(
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}, target, texts
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path, nargs="?")
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    args = parser.parse_args()
+    target = args.target or args.source.with_suffix(".safetensors")
+    try:
+        convert(args.source, target, args.ema)
+    except CheckpointError as error:
+        sys.exit(str(error))
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

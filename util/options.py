@@ -1,0 +1,44 @@
+"""What the section `training` of a config may hold."""
+
+from dataclasses import dataclass
+
+from util.config import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a training goes, beside its optimiser and schedule.
+
+    Attributes:
+        clip_norm, accumulate, patience: see engine.train_one_epoch.
+        ema: None, or what util.optim.moving_average takes.
+        eval_every, save_every: epochs between evaluations, and between checkpoints that are kept.
+        save_every_steps: steps between checkpoints within epochs; None for none.
+        keep_checkpoints: how many of the newest checkpoints there are at a time.
+        warm_up_step: whether the largest step is tried first; "auto": on a GPU.
+        print_every: batches between lines of progress.
+        pictures: how many are drawn in vis/detections.png.
+    """
+
+    clip_norm: float | None = 0.1
+    accumulate: int = 1
+    ema: dict | None = None
+    eval_every: int = 1
+    save_every: int = 10
+    save_every_steps: int | None = None
+    keep_checkpoints: int = 3
+    patience: int = 10
+    warm_up_step: bool | str = "auto"
+    print_every: int = 50
+    pictures: int = 12
+
+    def __post_init__(self):
+        if self.warm_up_step not in (True, False, "auto"):
+            raise ConfigError(f"training.warm_up_step={self.warm_up_step!r} is none of True, False, 'auto'")
+        for name in ("accumulate", "eval_every", "save_every", "keep_checkpoints", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}={getattr(self, name)}: has to be 1 or more")
+
+    def warms_up(self, device: str) -> bool:
+        """Whether the largest step is tried first on this device."""
+        return device != "cpu" if self.warm_up_step == "auto" else bool(self.warm_up_step)
