@@ -50,7 +50,7 @@ log = logging.getLogger("main")
 
 SECTIONS = (
     "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
-    "compile",
+    "compile", "checkpointing",
 )  # fmt: skip
 
 
@@ -309,8 +309,8 @@ class Run:
         if is_main():
             (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
 
-    def training_step(self, detector: nn.Module, size: tuple[int, int]) -> Callable[[], object]:
-        """A whole step on a batch of noise that holds as many objects as COCO's pictures do, to be measured."""
+    def training_step(self, detector: nn.Module, size: tuple[int, int]) -> Callable[[], Iterator[str]]:
+        """A whole step on a batch of noise that holds as many objects as COCO's pictures do, to be measured by part."""
         device, pictures = self.args.device, self.cfg.data.batch_size
         images = [torch.randn(3, *size, device=device) for _ in range(pictures)]
         labels = torch.randint(self.cfg.model.num_classes, (pictures, OBJECTS), device=device)
@@ -321,10 +321,15 @@ class Run:
         def step():
             with self.precision.autocast():
                 output = detector(images, targets)
+            yield "forward"
             losses, _ = self.criterion(output, targets)
-            self.precision.backward(sum(losses.values()))
+            total = sum(losses.values())
+            yield "loss"
+            self.precision.backward(total)
+            yield "backward"
             self.precision.step(optimizer, detector, self.options.clip_norm)
             optimizer.zero_grad()
+            yield "optimiser"
 
         return step
 

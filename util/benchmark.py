@@ -3,7 +3,8 @@
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -72,26 +73,40 @@ def measure_latency(
     }
 
 
-def measure_training(step: Callable[[], object], pictures: int, epochs: int, device: str, repeats: int = 5) -> dict:
+def measure_training(
+    step: Callable[[], Iterator[str]], pictures: int, epochs: int, device: str, repeats: int = 5
+) -> dict:
     """Measures training steps.
 
     Args:
-        step: one whole step on `pictures` pictures, from forward to optimiser.
+        step: goes through one whole step on `pictures` pictures and, after each part of it, says which that was.
         epochs: of the whole schedule.
 
     Returns:
-        step_ms (median), pictures_per_second, peak_mb; and the device-hours that an epoch of COCO's train2017, and the
-        whole schedule, take at that rate.
+        step_ms (median) and by part under parts_ms, pictures_per_second, peak_mb; and the device-hours that an epoch of
+        COCO's train2017, and the whole schedule, take at that rate.
     """
-    median = statistics.median(times(step, device, repeats))
+    laps = [_laps(step, device) for _ in range(WARM_UP + repeats)][WARM_UP:]
+    median = statistics.median(sum(lap.values()) for lap in laps)
     hours = COCO_PICTURES * median / pictures / 3600
     return {
         "step_ms": 1e3 * median,
+        "parts_ms": {part: 1e3 * statistics.median(lap[part] for lap in laps) for part in laps[0]},
         "pictures_per_second": pictures / median,
         "hours_per_epoch": hours,
         "hours_per_schedule": hours * epochs,
-        "peak_mb": peak_megabytes(step, device),
+        "peak_mb": peak_megabytes(lambda: deque(step(), maxlen=0), device),
     }
+
+
+def _laps(step: Callable[[], Iterator[str]], device: str) -> dict[str, float]:
+    """Seconds that each part of a step takes."""
+    seconds, start = {}, time.perf_counter()
+    for part in step():
+        _wait_for(device)
+        now = time.perf_counter()
+        seconds[part], start = now - start, now
+    return seconds
 
 
 def times(work: Callable[[], object], device: str, repeats: int) -> list[float]:
@@ -100,10 +115,14 @@ def times(work: Callable[[], object], device: str, repeats: int) -> list[float]:
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
         seconds.append(time.perf_counter() - start)
     return seconds[WARM_UP:]
+
+
+def _wait_for(device: str):
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_megabytes(work: Callable[[], object], device: str) -> float:
@@ -166,6 +185,8 @@ def describe(measured: dict) -> str:
     if "training" in measured:
         numbers = measured["training"]
         lines.append(_row("training", numbers["step_ms"], "", numbers))
+        shares = "  ".join(f"{part} {time:.1f} ms" for part, time in numbers["parts_ms"].items())
+        lines.append(f"a step by part: {shares}")
         epoch, schedule = numbers["hours_per_epoch"], numbers["hours_per_schedule"]
         lines.append(f"at that rate COCO takes {epoch:.3g} device-hours an epoch, {schedule:.3g} in all")
     return "\n".join(lines)
