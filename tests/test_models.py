@@ -137,6 +137,41 @@ def test_detectors_compile_as_one_graph(name):
         torch.testing.assert_close(compiled.logits, detector(images).logits)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("small/lite_dino_r18_shapes", {"model.backbone.norm": "batch"}),
+        ("deformable_detr/deformable_detr_swint", {"model.backbone.drop_path": 0.5}),
+        ("pnp_detr/pnp_detr_r50_ratio033", {}),
+        ("deformable_detr/deformable_detr_coat_small", {}),
+    ],
+)
+def test_layers_computed_anew_change_nothing_but_memory(name, options):
+    """Losses, gradients, counted statistics and names to the last bit; dropout draws the same."""
+    images, targets, seen = pictures((64, 96), (50, 96)), objects(2, 5), []
+    for stages in ((), ("backbone", "encoder")):
+        cfg = shrunk(ROOT / f"config/{name}.py", checkpointing=stages, **options)
+        torch.manual_seed(0)
+        detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x):
+            output = detector(images, targets)
+        losses, _ = criterion(output, targets)
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        seen.append((losses, gradients, dict(detector.named_buffers()), list(detector.state_dict()), sum(kept)))
+    for plain, anew in zip(*(run[:3] for run in seen), strict=True):
+        assert plain.keys() == anew.keys()
+        assert all(torch.equal(plain[key], anew[key]) for key in plain)
+    assert seen[0][3] == seen[1][3]
+    assert seen[1][4] < 0.8 * seen[0][4]
+
+
+def test_a_stage_without_layers_to_compute_anew_is_refused():
+    with pytest.raises(ConfigError, match=r"checkpointing: 'queries' has no layers that can be computed anew"):
+        build_detector(shrunk(LITE, checkpointing=("queries",)))
+
+
 def test_counting_needs_no_computation_and_knows_the_parts():
     cfg = shrunk(LITE)
     detector = build_detector(cfg)

@@ -4,13 +4,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layers.attention import ProjectedAttention
-from models.layers.basic import init_xavier
+from models.layers.basic import Recomputable, init_xavier
 from models.registry import PARTS
 from models.structures import TokenSet
 
 
 @PARTS.register
-class DenseEncoderLayer(nn.Module):
+class DenseEncoderLayer(Recomputable):
     """Self-attention among all tokens, then a feed-forward network, each followed by its residual and norm.
 
     DETR, appendix A.3. Positions are added to queries and keys, not to values.

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers.basic import init_xavier
+from models.layers.basic import Recomputable, init_xavier
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling
 
 
 @PARTS.register
-class DeformableEncoderLayer(nn.Module):
+class DeformableEncoderLayer(Recomputable):
     """Deformable attention, then a feed-forward network, each followed by its residual and norm.
 
     Args:
