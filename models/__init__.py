@@ -39,12 +39,15 @@ from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
 from models.layers.basic import Recomputable
 from models.layers.scoring import ProposalFeatures
+from models.ops.library import OPERATIONS
 from models.registry import PARTS
 from util.config import ConfigDict, ConfigError, nearest, where_of
+from util.flops import EVERYTHING
 from util.registry import call
 
 __all__ = ["build_criterion", "build_detector", "build_postprocessor"]
 
+EVERYTHING.update(OPERATIONS)
 STAGES = ("backbone", "neck", "encoder", "queries", "decoder")
 CRITERION = ("matcher", "losses", "supervise", "terms", "metrics")
 

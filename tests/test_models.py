@@ -1,12 +1,15 @@
 """Every config: builds, computes, learns; and what all detectors promise."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from models import build_criterion, build_detector, build_postprocessor
 from models.backbones.resnet import ResNet
+from models.ops.ms_deform_attn import BACKENDS
 from models.structures import Detections, DetectorOutput, Pyramid, QueryGroup
 from models.weights import load_pretrained_backbone
 from tests.golden import objects, picture
@@ -14,7 +17,7 @@ from tests.tiny import shrunk
 from util.batch import ImageBatch
 from util.checkpoint import CheckpointError
 from util.config import ConfigError
-from util.flops import count_by_part, count_gmacs
+from util.flops import count_by_part, count_gmacs, count_operations_by_part
 from util.optim import build_optimizer
 
 ROOT = Path(__file__).parent.parent
@@ -180,6 +183,32 @@ def test_counting_needs_no_computation_and_knows_the_parts():
     assert count_gmacs(detector, pictures((2000, 3000))) == pytest.approx(sum(parts.values()))
     twice = count_gmacs(detector, pictures((2000, 3000), (2000, 3000)))
     assert twice == pytest.approx(2 * sum(parts.values()), rel=1e-6)
+
+
+def test_every_operation_is_counted_as_said():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(8, 16), nn.LayerNorm(16)
+
+        def forward(self, images):
+            return self.norm(self.linear(images[0]).relu()).softmax(-1).sum()
+
+    numbers = 3 * 4 * 16  # of a picture 4 high and 8 wide after the linear layer
+    counted = count_operations_by_part(Part(), [torch.empty(3, 4, 8)])
+    assert counted == pytest.approx({"linear": 2 * 8 * numbers / 1e9, "norm": 7 * numbers / 1e9})
+    counted = count_operations_by_part(nn.Sequential(OrderedDict(part=Part())), [torch.empty(3, 4, 8)])
+    assert counted == pytest.approx({"part": (2 * 8 + 1 + 7 + 5 + 1) * numbers / 1e9})
+
+
+def test_every_operation_of_a_detector_is_counted_without_kernels_too(monkeypatch):
+    detector = build_detector(shrunk(LITE))
+    counted = count_operations_by_part(detector, pictures((64, 96)))
+    assert list(counted) == ["backbone", "neck", "encoder", "queries", "decoder"]
+    for name, gmacs in count_by_part(detector, pictures((64, 96))).items():
+        assert counted[name] > 1.5 * gmacs  # keys that are values are sampled once, but counted twice in tables
+    monkeypatch.delitem(BACKENDS, "cpu", raising=False)
+    assert counted == count_operations_by_part(detector, pictures((64, 96)))
 
 
 def test_what_only_losses_need_can_be_left_out_of_the_count():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from util.flops import count_by_part
+from util.flops import count_by_part, count_operations_by_part
 from util.precision import Precision
 
 SIZE = (850, 1040)
@@ -30,16 +30,19 @@ def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repea
         repeats: how often every batch is timed.
 
     Returns:
-        parameters and trainable_parameters; gmacs in all and gmacs_by_part of one 850x1040 picture; and per size of
-        batch under "batches", after warming up: latency_ms (median) and latency_ms_p95 of the batch,
-        pictures_per_second, and peak_mb, what the batch needs beside the weights.
+        parameters and trainable_parameters; of one 850x1040 picture gmacs and gigaoperations (see util.flops), in all
+        and _by_part; and per size of batch under "batches", after warming up: latency_ms (median) and latency_ms_p95 of
+        the batch, pictures_per_second, and peak_mb, what the batch needs beside the weights.
     """
-    parts = count_by_part(model, [torch.empty(3, *SIZE)])
+    picture = [torch.empty(3, *SIZE)]
+    parts, operations = count_by_part(model, picture), count_operations_by_part(model, picture)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "gmacs": sum(parts.values()),
         "gmacs_by_part": parts,
+        "gigaoperations": sum(operations.values()),
+        "gigaoperations_by_part": operations,
         "size": list(size),
         "batches": {str(count): measure_latency(model.eval(), count, size, precision, repeats) for count in BATCHES},
         "device": name_of(precision.device),
@@ -173,10 +176,10 @@ class _LiveStorages(TorchDispatchMode):
 def describe(measured: dict) -> str:
     """The measurements as text for people."""
     total, trainable = measured["parameters"] / 1e6, measured["trainable_parameters"] / 1e6
-    parts = "  ".join(f"{name} {value:.2f}" for name, value in measured["gmacs_by_part"].items())
     lines = [
         f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
-        f"multiply-adds   {measured['gmacs']:.2f} G at {SIZE[0]}x{SIZE[1]}: {parts}",
+        f"{f'{SIZE[0]}x{SIZE[1]}':<16}{'multiply-adds, G':>18} {'all operations, G':>18}",
+        *(f"{name:<16}{macs:18.2f} {every:18.2f}" for name, macs, every in _costs(measured)),
         f"on {measured['device']}, {measured['dtype']}, pictures of {measured['size'][0]}x{measured['size'][1]}:",
         f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'pictures/s':>11} {'peak MB':>9}",
     ]
@@ -190,6 +193,13 @@ def describe(measured: dict) -> str:
         epoch, schedule = numbers["hours_per_epoch"], numbers["hours_per_schedule"]
         lines.append(f"at that rate COCO takes {epoch:.3g} device-hours an epoch, {schedule:.3g} in all")
     return "\n".join(lines)
+
+
+def _costs(measured: dict) -> Iterator[tuple[str, float, float]]:
+    """Multiply-adds and operations of every part, and of all."""
+    for name, gmacs in measured["gmacs_by_part"].items():
+        yield name, gmacs, measured["gigaoperations_by_part"][name]
+    yield "all", measured["gmacs"], measured["gigaoperations"]
 
 
 def _row(name: str, median: float, p95: str, numbers: dict[str, float]) -> str:
