@@ -130,6 +130,11 @@ class Pyramid(TokenSet):
     extents: tuple[Shapes, ...]
 
     @property
+    def padded(self) -> bool:
+        """Whether any token is padding; a plain truth, like the numbers that it follows from."""
+        return any(levels != self.shapes for levels in self.extents)
+
+    @property
     def valid_ratios(self) -> Tensor:
         """(B, L, 2): the share of each padded map's width and height that is not padding."""
         return _ratios(self.shapes, self.extents, self.tokens.device)

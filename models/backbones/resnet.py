@@ -41,8 +41,8 @@ class BasicBlock(Recomputable, resnet.BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        hidden = F.relu(_convolve(self.conv1, self.bn1, x))
-        return F.relu(_convolve(self.conv2, self.bn2, hidden) + _shortcut(self, x))
+        hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
+        return _convolve(self.conv2, self.bn2, hidden).add_(_shortcut(self, x)).relu_()
 
 
 class Bottleneck(Recomputable, resnet.Bottleneck):
@@ -50,9 +50,9 @@ class Bottleneck(Recomputable, resnet.Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        hidden = F.relu(_convolve(self.conv1, self.bn1, x))
-        hidden = F.relu(_convolve(self.conv2, self.bn2, hidden))
-        return F.relu(_convolve(self.conv3, self.bn3, hidden) + _shortcut(self, x))
+        hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
+        hidden = F.relu(_convolve(self.conv2, self.bn2, hidden), inplace=True)
+        return _convolve(self.conv3, self.bn3, hidden).add_(_shortcut(self, x)).relu_()
 
 
 ARCHS = {
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stage."""
         body = self.body
-        x = body.maxpool(F.relu(_convolve(body.conv1, body.bn1, images)))
+        x = body.maxpool(F.relu(_convolve(body.conv1, body.bn1, images), inplace=True))
         maps = []
         for stage in range(1, self.stages[-1] + 1):
             x = getattr(body, f"layer{stage}")(x)

@@ -53,7 +53,7 @@ class MLP(nn.Module):
         """(..., sizes[0]) -> (..., sizes[-1])."""
         *hidden, last = self.layers
         for layer in hidden:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         return last(x)
 
 

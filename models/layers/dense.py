@@ -36,7 +36,7 @@ class DenseEncoderLayer(Recomputable):
         query = memory.tokens + memory.pos
         answer, _ = self.self_attn(query, query, memory.tokens, key_padding_mask=memory.padding, need_weights=False)
         tokens = self.norm1(memory.tokens + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
@@ -82,7 +82,7 @@ class DenseDecoderLayer(nn.Module):
             need_weights=False,
         )
         content = self.norm2(content + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(content)))
+        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
         return self.norm3(content + self.dropout(self.linear2(hidden)))
 
 
@@ -133,7 +133,7 @@ class ConditionalDecoderLayer(nn.Module):
         """
         content = self.norm1(content + self.dropout(self._ask_queries(content, pos, mask)))
         content = self.norm2(content + self.dropout(self._ask_memory(content, pos, spatial, memory)))
-        hidden = self.dropout(F.relu(self.linear1(content)))
+        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
         return self.norm3(content + self.dropout(self.linear2(hidden)))
 
     def _ask_queries(self, content: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
