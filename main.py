@@ -56,7 +56,7 @@ log = logging.getLogger("main")
 
 SECTIONS = (
     "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
-    "compile",
+    "compile", "checkpointing",
 )  # fmt: skip
 
 

@@ -37,13 +37,17 @@ import models.queries.learned
 import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
+from models.layers.basic import Recomputable
 from models.layers.scoring import ProposalFeatures
+from models.ops.library import OPERATIONS
 from models.registry import PARTS
 from util.config import ConfigDict, ConfigError, nearest, where_of
+from util.flops import EVERYTHING
 from util.registry import call
 
 __all__ = ["build_criterion", "build_detector", "build_postprocessor"]
 
+EVERYTHING.update(OPERATIONS)
 STAGES = ("backbone", "neck", "encoder", "queries", "decoder")
 CRITERION = ("matcher", "losses", "supervise", "terms", "metrics")
 
@@ -54,12 +58,29 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
     What `model` holds beside the five stages (d_model, num_levels, num_classes, the kind of attention, ...) is handed
     down to every part that has a parameter of that name and is not told otherwise.
 
+    `cfg.checkpointing` names stages whose layers keep their inputs alone while training, and compute the rest anew for
+    their gradients: the numbers are the same, memory is less, a step takes longer.
+
     Raises:
         ConfigError: names the file, the part and the option that is wrong.
     """
     node = cfg.model
-    if "type" in node:  # a whole model, which the five stages do not describe
-        return PARTS.build(node).to(memory_format=torch.channels_last)
+    whole = "type" in node  # a model that the five stages do not describe
+    detector = PARTS.build(node) if whole else _of_five_stages(node)
+    chosen = cfg.get("checkpointing", ())
+    for stage in (chosen,) if isinstance(chosen, str) else chosen:
+        layers = [
+            layer for layer in getattr(detector, stage, nn.Identity()).modules() if isinstance(layer, Recomputable)
+        ]
+        if not layers:
+            raise ConfigError(f"{where_of(cfg, 'checkpointing')}: '{stage}' has no layers that can be computed anew")
+        for layer in layers:
+            layer.recompute = True
+    # Convolutions are faster so, and their maps become tokens without a copy.
+    return detector.to(memory_format=torch.channels_last)
+
+
+def _of_five_stages(node: ConfigDict) -> Detector:
     taken = PARTS.options()
     # One object for all who ask: Sparse DETR scores its encoder's input and its memory with the same projection.
     shared = {"features": cache(lambda: ProposalFeatures(node.d_model))}
@@ -72,9 +93,7 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
         shared[key] = _shared_factory(value, shared) if typed else value
     backbone = PARTS.build(node.backbone, **shared)
     neck = PARTS.build(node.neck, in_channels=backbone.channels, **shared)
-    detector = Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
-    # Convolutions are faster so, and their maps become tokens without a copy.
-    return detector.to(memory_format=torch.channels_last)
+    return Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
 
 
 def _shared_factory(node: Mapping, shared: dict):

@@ -45,9 +45,11 @@ class PyramidNeck(nn.Module):
             levels.append(source)
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in levels)
         extents = [batch.extents(*shape) for shape in shapes]
-        pads = [padding_of(extent, shape, source.device) for extent, shape in zip(extents, shapes, strict=True)]
+        places = [(extent, shape, source.device) for extent, shape in zip(extents, shapes, strict=True)]
+        pads = [padding_of(*place) for place in places]
         pos = [
-            self.position(pad).flatten(2) + embed[:, None] for pad, embed in zip(pads, self.level_embed, strict=True)
+            self.position(*place).flatten(2) + embed[:, None]
+            for place, embed in zip(places, self.level_embed, strict=True)
         ]
         return Pyramid(
             tokens=torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2),
@@ -80,10 +82,11 @@ class SingleMapNeck(nn.Module):
         projected = self.proj(maps[0])
         shape = (projected.shape[-2], projected.shape[-1])
         extents = batch.extents(*shape)
-        padding = padding_of(extents, shape, projected.device)
+        place = extents, shape, projected.device
+        padding = padding_of(*place)
         return Pyramid(
             tokens=projected.flatten(2).transpose(1, 2),
-            pos=self.position(padding).flatten(2).transpose(1, 2),
+            pos=self.position(*place).flatten(2).transpose(1, 2),
             padding=padding.flatten(1),
             shapes=(shape,),
             extents=tuple((extent,) for extent in extents),

@@ -6,10 +6,12 @@ N decoder layers.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, wraps
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is
@@ -27,11 +29,72 @@ class computed_once:  # noqa: N801 - reads as the decorator that it is
         return value
 
 
-def padding_of(extents: tuple[tuple[int, int], ...], shape: tuple[int, int], device) -> Tensor:
+def remembered(function: Callable) -> Callable:
+    """Decorates functions of plain numbers and a device alone: in inference their last answers are given again.
+
+    Not where gradients are taken or somebody watches the operators, who may compile, export or count them.
+    """
+    kept = lru_cache(maxsize=16)(function)
+
+    @wraps(function)
+    def answer(*numbers):
+        watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+        return function(*numbers) if torch.is_grad_enabled() or watched else kept(*numbers)
+
+    return answer
+
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def padding_of(extents: Shapes, shape: tuple[int, int], device) -> Tensor:
     """(B, H, W) bool, True outside the (h, w) that each picture covers of a map of this shape."""
     h, w = torch.tensor(extents, device=device)[:, :, None, None].unbind(1)
     y, x = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
     return (y[:, None] >= h) | (x >= w)
+
+
+def _sizes(extents: tuple[Shapes, ...], device) -> Tensor:
+    """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
+    sizes = [[(w, h) for h, w in levels] for levels in extents]
+    return torch.tensor(sizes, dtype=torch.float32, device=device)
+
+
+@remembered
+def _ratios(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
+    return _sizes(extents, device) / torch.tensor([(w, h) for h, w in shapes], device=device)
+
+
+def _per_token(per_level: Tensor, shapes: Shapes) -> Tensor:
+    """(B, L, X) -> (B, S, X): every token gets its level's row."""
+    return torch.cat([per_level[:, i : i + 1].expand(-1, h * w, -1) for i, (h, w) in enumerate(shapes)], 1)
+
+
+@remembered
+def _centers(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
+    maps = []
+    for h, w in shapes:
+        y = torch.arange(h, device=device, dtype=torch.float32) + 0.5
+        x = torch.arange(w, device=device, dtype=torch.float32) + 0.5
+        maps.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1))
+    return torch.cat(maps) / _per_token(_sizes(extents, device), shapes)
+
+
+@remembered
+def _centers_on_levels(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
+    return _centers(shapes, extents, device)[:, :, None] * _ratios(shapes, extents, device)[:, None]
+
+
+@remembered
+def _anchors(shapes: Shapes, extents: tuple[Shapes, ...], device) -> tuple[Tensor, Tensor]:
+    sizes = torch.tensor([0.05 * 2.0**level for level in range(len(shapes))], dtype=torch.float32, device=device)
+    sizes = _per_token(sizes[None, :, None].expand(len(extents), -1, 2), shapes)
+    boxes = torch.cat([_centers(shapes, extents, device), sizes], -1)
+    levels = zip(zip(*extents, strict=True), shapes, strict=True)
+    padding = torch.cat([padding_of(extent, shape, device).flatten(1) for extent, shape in levels], 1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~padding
+    logits = torch.log(boxes / (1 - boxes))
+    return logits.masked_fill(~usable[..., None], float("inf")), usable
 
 
 @dataclass(frozen=True)
@@ -63,23 +126,26 @@ class Pyramid(TokenSet):
             whatever follows from them is known without asking the device.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    extents: tuple[tuple[tuple[int, int], ...], ...]
+    shapes: Shapes
+    extents: tuple[Shapes, ...]
 
-    @computed_once
-    def valid_sizes(self) -> Tensor:
-        """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
-        sizes = [[(w, h) for h, w in levels] for levels in self.extents]
-        return torch.tensor(sizes, dtype=torch.float32, device=self.tokens.device)
+    @property
+    def padded(self) -> bool:
+        """Whether any token is padding; a plain truth, like the numbers that it follows from."""
+        return any(levels != self.shapes for levels in self.extents)
 
-    @computed_once
+    @property
     def valid_ratios(self) -> Tensor:
         """(B, L, 2): the share of each padded map's width and height that is not padding."""
-        return self.valid_sizes / self.valid_sizes.new_tensor([(w, h) for h, w in self.shapes])
+        return _ratios(self.shapes, self.extents, self.tokens.device)
 
     def centers(self) -> Tensor:
         """(B, S, 2): x, y of every token's centre, relative to its picture's unpadded part of its own level."""
-        return self._pixel_centers() / self._per_token(self.valid_sizes)
+        return _centers(self.shapes, self.extents, self.tokens.device)
+
+    def centers_on_levels(self) -> Tensor:
+        """(B, S, L, 2): the same relative to each padded map."""
+        return _centers_on_levels(self.shapes, self.extents, self.tokens.device)
 
     def anchors(self) -> tuple[Tensor, Tensor]:
         """A box per token, 0.05 * 2^level wide and high (Deformable DETR, appendix A.4).
@@ -89,12 +155,7 @@ class Pyramid(TokenSet):
                 whatever a head adds.
             usable: (B, S) bool: not padding, and every number of the box strictly inside (0.01, 0.99).
         """
-        sizes = [0.05 * 2.0**level for level in range(len(self.shapes))]
-        sizes = self._per_token(self.valid_sizes.new_tensor(sizes)[None, :, None].expand(len(self.tokens), -1, 2))
-        boxes = torch.cat([self.centers(), sizes], -1)
-        usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~self.padding
-        logits = torch.log(boxes / (1 - boxes))
-        return logits.masked_fill(~usable[..., None], float("inf")), usable
+        return _anchors(self.shapes, self.extents, self.tokens.device)
 
     def on_levels(self, reference: Tensor) -> Tensor:
         """(B, Q, 2 or 4) points or boxes relative to the picture -> (B, Q, L, 2 or 4), relative to each padded map."""
@@ -104,20 +165,6 @@ class Pyramid(TokenSet):
     def coarsest(self, levels: int) -> slice:
         """The tokens of the last `levels` levels, those of lowest resolution."""
         return slice(sum(h * w for h, w in self.shapes[: len(self.shapes) - levels]), None)
-
-    def _per_token(self, per_level: Tensor) -> Tensor:
-        """(B, L, X) -> (B, S, X): every token gets its level's row."""
-        return torch.cat([per_level[:, i : i + 1].expand(-1, h * w, -1) for i, (h, w) in enumerate(self.shapes)], 1)
-
-    def _pixel_centers(self) -> Tensor:
-        """(S, 2): x, y of every token's centre, in tokens of its own level."""
-        device, dtype = self.valid_sizes.device, self.valid_sizes.dtype
-        maps = []
-        for h, w in self.shapes:
-            y = torch.arange(h, device=device, dtype=dtype) + 0.5
-            x = torch.arange(w, device=device, dtype=dtype) + 0.5
-            maps.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1).flatten(0, 1))
-        return torch.cat(maps)
 
 
 @dataclass(frozen=True)
@@ -207,7 +254,7 @@ class TokenSelection:
     scores: Tensor
     chosen: Tensor
     counts: tuple[int, ...]
-    shapes: tuple[tuple[int, int], ...]
+    shapes: Shapes
     padding: Tensor
 
     @computed_once

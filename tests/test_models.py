@@ -1,12 +1,15 @@
 """Every config: builds, computes, learns; and what all detectors promise."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from models import build_criterion, build_detector, build_postprocessor
 from models.backbones.resnet import ResNet
+from models.ops.ms_deform_attn import BACKENDS
 from models.structures import Detections, DetectorOutput, Pyramid, QueryGroup
 from models.weights import load_pretrained_backbone
 from tests.golden import objects, picture
@@ -14,7 +17,7 @@ from tests.tiny import shrunk
 from util.batch import ImageBatch
 from util.checkpoint import CheckpointError
 from util.config import ConfigError
-from util.flops import count_by_part, count_gmacs
+from util.flops import count_by_part, count_gmacs, count_operations_by_part
 from util.optim import build_optimizer
 
 ROOT = Path(__file__).parent.parent
@@ -137,6 +140,41 @@ def test_detectors_compile_as_one_graph(name):
         torch.testing.assert_close(compiled.logits, detector(images).logits)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("small/lite_dino_r18_shapes", {"model.backbone.norm": "batch"}),
+        ("deformable_detr/deformable_detr_swint", {"model.backbone.drop_path": 0.5}),
+        ("pnp_detr/pnp_detr_r50_ratio033", {}),
+        ("deformable_detr/deformable_detr_coat_small", {}),
+    ],
+)
+def test_layers_computed_anew_change_nothing_but_memory(name, options):
+    """Losses, gradients, counted statistics and names to the last bit; dropout draws the same."""
+    images, targets, seen = pictures((64, 96), (50, 96)), objects(2, 5), []
+    for stages in ((), ("backbone", "encoder")):
+        cfg = shrunk(ROOT / f"config/{name}.py", checkpointing=stages, **options)
+        torch.manual_seed(0)
+        detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x):
+            output = detector(images, targets)
+        losses, _ = criterion(output, targets)
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        seen.append((losses, gradients, dict(detector.named_buffers()), list(detector.state_dict()), sum(kept)))
+    for plain, anew in zip(*(run[:3] for run in seen), strict=True):
+        assert plain.keys() == anew.keys()
+        assert all(torch.equal(plain[key], anew[key]) for key in plain)
+    assert seen[0][3] == seen[1][3]
+    assert seen[1][4] < 0.8 * seen[0][4]
+
+
+def test_a_stage_without_layers_to_compute_anew_is_refused():
+    with pytest.raises(ConfigError, match=r"checkpointing: 'queries' has no layers that can be computed anew"):
+        build_detector(shrunk(LITE, checkpointing=("queries",)))
+
+
 def test_counting_needs_no_computation_and_knows_the_parts():
     cfg = shrunk(LITE)
     detector = build_detector(cfg)
@@ -145,6 +183,32 @@ def test_counting_needs_no_computation_and_knows_the_parts():
     assert count_gmacs(detector, pictures((2000, 3000))) == pytest.approx(sum(parts.values()))
     twice = count_gmacs(detector, pictures((2000, 3000), (2000, 3000)))
     assert twice == pytest.approx(2 * sum(parts.values()), rel=1e-6)
+
+
+def test_every_operation_is_counted_as_said():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(8, 16), nn.LayerNorm(16)
+
+        def forward(self, images):
+            return self.norm(self.linear(images[0]).relu()).softmax(-1).sum()
+
+    numbers = 3 * 4 * 16  # of a picture 4 high and 8 wide after the linear layer
+    counted = count_operations_by_part(Part(), [torch.empty(3, 4, 8)])
+    assert counted == pytest.approx({"linear": 2 * 8 * numbers / 1e9, "norm": 7 * numbers / 1e9})
+    counted = count_operations_by_part(nn.Sequential(OrderedDict(part=Part())), [torch.empty(3, 4, 8)])
+    assert counted == pytest.approx({"part": (2 * 8 + 1 + 7 + 5 + 1) * numbers / 1e9})
+
+
+def test_every_operation_of_a_detector_is_counted_without_kernels_too(monkeypatch):
+    detector = build_detector(shrunk(LITE))
+    counted = count_operations_by_part(detector, pictures((64, 96)))
+    assert list(counted) == ["backbone", "neck", "encoder", "queries", "decoder"]
+    for name, gmacs in count_by_part(detector, pictures((64, 96))).items():
+        assert counted[name] > 1.5 * gmacs  # keys that are values are sampled once, but counted twice in tables
+    monkeypatch.delitem(BACKENDS, "cpu", raising=False)
+    assert counted == count_operations_by_part(detector, pictures((64, 96)))
 
 
 def test_what_only_losses_need_can_be_left_out_of_the_count():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from models.layers.position import SinePosition
 from models.structures import Detections, DetectorOutput, Pyramid, Queries, QueryGroup, padding_of
 from util.batch import ImageBatch
 
@@ -61,6 +62,25 @@ def test_anchors():
     assert not usable[0, 0]
     assert usable[1, 0]
     assert not usable[1, 30]  # padding
+
+
+def test_geometry_of_a_shape_seen_before_is_not_computed_again():
+    shapes, extents = ((6, 4), (3, 2)), (((6, 4), (3, 2)), ((3, 4), (2, 2)))
+    position = SinePosition(8)
+    geometry = (
+        lambda: pyramid(shapes, extents).centers_on_levels(),
+        lambda: pyramid(shapes, extents).anchors()[0],
+        lambda: position(((6, 4), (3, 4)), (6, 4), torch.device("cpu")),
+    )
+    computed = [compute() for compute in geometry]
+    with torch.no_grad():
+        first = [compute() for compute in geometry]
+        with torch.profiler.profile() as profile:
+            again = [compute() for compute in geometry]
+    assert not {"aten::sin", "aten::log", "aten::div"} & {event.name for event in profile.events()}
+    for a, b, c in zip(computed, first, again, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
 
 
 def test_coarsest_levels_are_the_last_tokens():

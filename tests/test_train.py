@@ -138,6 +138,7 @@ def test_measuring(config, data, tmp_path):
     assert measured["batches"]["1"]["pictures_per_second"] > 0
     assert measured["batches"]["4"]["peak_mb"] > measured["batches"]["1"]["peak_mb"] > 0
     assert measured["training"]["peak_mb"] > measured["batches"]["1"]["peak_mb"]
+    assert list(measured["training"]["parts_ms"]) == ["forward", "loss", "backward", "optimiser"]
     assert measured["training"]["hours_per_schedule"] > measured["training"]["hours_per_epoch"]
 
 

@@ -3,14 +3,15 @@
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from util.flops import count_by_part
+from util.flops import count_by_part, count_operations_by_part
 from util.precision import Precision
 
 SIZE = (850, 1040)
@@ -29,16 +30,19 @@ def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repea
         repeats: how often every batch is timed.
 
     Returns:
-        parameters and trainable_parameters; gmacs in all and gmacs_by_part of one 850x1040 picture; and per size of
-        batch under "batches", after warming up: latency_ms (median) and latency_ms_p95 of the batch,
-        pictures_per_second, and peak_mb, what the batch needs beside the weights.
+        parameters and trainable_parameters; of one 850x1040 picture gmacs and gigaoperations (see util.flops), in all
+        and _by_part; and per size of batch under "batches", after warming up: latency_ms (median) and latency_ms_p95 of
+        the batch, pictures_per_second, and peak_mb, what the batch needs beside the weights.
     """
-    parts = count_by_part(model, [torch.empty(3, *SIZE)])
+    picture = [torch.empty(3, *SIZE)]
+    parts, operations = count_by_part(model, picture), count_operations_by_part(model, picture)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "gmacs": sum(parts.values()),
         "gmacs_by_part": parts,
+        "gigaoperations": sum(operations.values()),
+        "gigaoperations_by_part": operations,
         "size": list(size),
         "batches": {str(count): measure_latency(model.eval(), count, size, precision, repeats) for count in BATCHES},
         "device": name_of(precision.device),
@@ -72,26 +76,52 @@ def measure_latency(
     }
 
 
-def measure_training(step: Callable[[], object], pictures: int, epochs: int, device: str, repeats: int = 5) -> dict:
+@torch.inference_mode()
+def matrix_rate(precision: Precision, size: int = 2048, repeats: int = 5) -> float:
+    """10^9 operations per second (two per multiply-add) in products of large square matrices: the best of some."""
+    a, b = (torch.randn(size, size, device=precision.device) for _ in range(2))
+
+    def multiply():
+        with precision.autocast():
+            a @ b
+
+    return 2e-9 * size**3 / min(times(multiply, precision.device, repeats))
+
+
+def measure_training(
+    step: Callable[[], Iterator[str]], pictures: int, epochs: int, device: str, repeats: int = 5
+) -> dict:
     """Measures training steps.
 
     Args:
-        step: one whole step on `pictures` pictures, from forward to optimiser.
+        step: goes through one whole step on `pictures` pictures and, after each part of it, says which that was.
         epochs: of the whole schedule.
 
     Returns:
-        step_ms (median), pictures_per_second, peak_mb; and the device-hours that an epoch of COCO's train2017, and the
-        whole schedule, take at that rate.
+        step_ms (median) and by part under parts_ms, pictures_per_second, peak_mb; and the device-hours that an epoch of
+        COCO's train2017, and the whole schedule, take at that rate.
     """
-    median = statistics.median(times(step, device, repeats))
+    laps = [_laps(step, device) for _ in range(WARM_UP + repeats)][WARM_UP:]
+    median = statistics.median(sum(lap.values()) for lap in laps)
     hours = COCO_PICTURES * median / pictures / 3600
     return {
         "step_ms": 1e3 * median,
+        "parts_ms": {part: 1e3 * statistics.median(lap[part] for lap in laps) for part in laps[0]},
         "pictures_per_second": pictures / median,
         "hours_per_epoch": hours,
         "hours_per_schedule": hours * epochs,
-        "peak_mb": peak_megabytes(step, device),
+        "peak_mb": peak_megabytes(lambda: deque(step(), maxlen=0), device),
     }
+
+
+def _laps(step: Callable[[], Iterator[str]], device: str) -> dict[str, float]:
+    """Seconds that each part of a step takes."""
+    seconds, start = {}, time.perf_counter()
+    for part in step():
+        _wait_for(device)
+        now = time.perf_counter()
+        seconds[part], start = now - start, now
+    return seconds
 
 
 def times(work: Callable[[], object], device: str, repeats: int) -> list[float]:
@@ -100,10 +130,14 @@ def times(work: Callable[[], object], device: str, repeats: int) -> list[float]:
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
         seconds.append(time.perf_counter() - start)
     return seconds[WARM_UP:]
+
+
+def _wait_for(device: str):
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_megabytes(work: Callable[[], object], device: str) -> float:
@@ -154,10 +188,10 @@ class _LiveStorages(TorchDispatchMode):
 def describe(measured: dict) -> str:
     """The measurements as text for people."""
     total, trainable = measured["parameters"] / 1e6, measured["trainable_parameters"] / 1e6
-    parts = "  ".join(f"{name} {value:.2f}" for name, value in measured["gmacs_by_part"].items())
     lines = [
         f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
-        f"multiply-adds   {measured['gmacs']:.2f} G at {SIZE[0]}x{SIZE[1]}: {parts}",
+        f"{f'{SIZE[0]}x{SIZE[1]}':<16}{'multiply-adds, G':>18} {'all operations, G':>18}",
+        *(f"{name:<16}{macs:18.2f} {every:18.2f}" for name, macs, every in _costs(measured)),
         f"on {measured['device']}, {measured['dtype']}, pictures of {measured['size'][0]}x{measured['size'][1]}:",
         f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'pictures/s':>11} {'peak MB':>9}",
     ]
@@ -166,9 +200,18 @@ def describe(measured: dict) -> str:
     if "training" in measured:
         numbers = measured["training"]
         lines.append(_row("training", numbers["step_ms"], "", numbers))
+        shares = "  ".join(f"{part} {time:.1f} ms" for part, time in numbers["parts_ms"].items())
+        lines.append(f"a step by part: {shares}")
         epoch, schedule = numbers["hours_per_epoch"], numbers["hours_per_schedule"]
         lines.append(f"at that rate COCO takes {epoch:.3g} device-hours an epoch, {schedule:.3g} in all")
     return "\n".join(lines)
+
+
+def _costs(measured: dict) -> Iterator[tuple[str, float, float]]:
+    """Multiply-adds and operations of every part, and of all."""
+    for name, gmacs in measured["gmacs_by_part"].items():
+        yield name, gmacs, measured["gigaoperations_by_part"][name]
+    yield "all", measured["gmacs"], measured["gigaoperations"]
 
 
 def _row(name: str, median: float, p95: str, numbers: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """Steps on noise: to see before a training whether its largest step fits, and to measure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from util.precision import Precision
 OBJECTS = 7
 """In a picture of COCO, on average."""
 REMEDIES = (
-    "Take less memory with --amp, with a smaller --batch_size and training.accumulate to make up for it, with the "
-    "model's checkpointing options (it computes parts twice instead of keeping them), or with smaller "
-    "data.augment.scales and data.augment.max_size"
+    "Take less memory with --amp, with a smaller --batch_size and training.accumulate to make up for it, with --options "
+    "\"checkpointing=['backbone', 'encoder']\" (their layers are then computed twice instead of kept), or with "
+    "smaller data.augment.scales and data.augment.max_size"
 )
 
 
@@ -74,16 +74,21 @@ def training_step(
     clip_norm: float | None,
     images: list[Tensor],
     targets: list[dict[str, Tensor]],
-) -> Callable[[], object]:
-    """A whole step, from forward to optimiser, to be measured."""
+) -> Callable[[], Iterator[str]]:
+    """A whole step to be measured: names each part of it that is done, as util.benchmark.measure_training wants it."""
 
     def step():
         with precision.autocast():
             output = model(images, targets)
+        yield "forward"
         losses, _ = criterion(output, targets)
-        precision.backward(sum(losses.values()))
+        total = sum(losses.values())
+        yield "loss"
+        precision.backward(total)
+        yield "backward"
         precision.step(optimizer, model, clip_norm)
         optimizer.zero_grad()
+        yield "optimiser"
 
     return step
 

@@ -131,3 +131,24 @@ def scatter_plot(points: list[tuple], across: tuple[str, ...], up: str, path: Pa
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def line_plots(lines: dict[str, list[tuple]], across: str, up: tuple[str, ...], path: Path):
+    """Writes one line per name, once for each of several quantities.
+
+    Args:
+        lines: by name (x, the first quantity, the second, ...) of every point.
+        across: what x is.
+        up: what the quantities are.
+        path: of the PNG.
+    """
+    pyplot = _pyplot()
+    figure, all_axes = pyplot.subplots(1, len(up), figsize=(4.5 * len(up), 4), layout="constrained")
+    for number, (axes, title) in enumerate(zip(all_axes, up, strict=True), 1):
+        for name, points in lines.items():
+            axes.plot([point[0] for point in points], [point[number] for point in points], marker=".", label=name)
+        axes.set(xlabel=across, title=title, xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.3)
+    all_axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

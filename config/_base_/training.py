@@ -1,6 +1,7 @@
 """What all papers here train with: AdamW, gradient norm clipped to 0.1, no EMA."""
 
 compile = False
+checkpointing = ()
 optimizer = dict(lr=1e-4, weight_decay=1e-4, scale={'backbone': 0.1})
 training = dict(
     clip_norm=0.1,

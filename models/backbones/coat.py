@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from models.layers.basic import GELUMLP, init_trunc_normal
+from models.layers.basic import GELUMLP, Recomputable, init_trunc_normal
 from models.layers.factorized_attention import (
     ConvPosition,
     FactorizedAttention,
@@ -61,7 +61,7 @@ class PatchEmbed(nn.Module):
         return self.norm(x.flatten(2).transpose(1, 2)), tuple(x.shape[-2:])
 
 
-class ParallelBlock(nn.Module):
+class ParallelBlock(Recomputable):
     """Stages 2 to 4 attend each within itself and add to each other what they found, resized (section 4.2, figure 4).
 
     Class tokens take part: they are added as they are.

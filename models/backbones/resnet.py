@@ -6,9 +6,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import Bottleneck
+from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
+from models.layers.basic import Recomputable
 from models.registry import PARTS
 
 NORMS = {
@@ -16,8 +17,6 @@ NORMS = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(32, channels),
 }
-DEPTHS = (18, 34, 50, 101)
-EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4}
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
@@ -33,14 +32,36 @@ def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, shift, convolution.stride, convolution.padding, convolution.dilation)
 
 
-def _pass(block: nn.Module, x: Tensor) -> Tensor:
-    """A residual block of torchvision's, of two convolutions or of three."""
-    shortcut = x if block.downsample is None else _convolve(*block.downsample, x)
-    x = F.relu(_convolve(block.conv1, block.bn1, x))
-    x = _convolve(block.conv2, block.bn2, x)
-    if isinstance(block, Bottleneck):
-        x = _convolve(block.conv3, block.bn3, F.relu(x))
-    return F.relu(x + shortcut)
+def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
+    return x if block.downsample is None else _convolve(*block.downsample, x)
+
+
+class BasicBlock(Recomputable, resnet.BasicBlock):
+    """torchvision's residual block of two convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
+        return _convolve(self.conv2, self.bn2, hidden).add_(_shortcut(self, x)).relu_()
+
+
+class Bottleneck(Recomputable, resnet.Bottleneck):
+    """torchvision's residual block of three convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
+        hidden = F.relu(_convolve(self.conv2, self.bn2, hidden), inplace=True)
+        return _convolve(self.conv3, self.bn3, hidden).add_(_shortcut(self, x)).relu_()
+
+
+ARCHS = {
+    18: (BasicBlock, [2, 2, 2, 2]),
+    34: (BasicBlock, [3, 4, 6, 3]),
+    50: (Bottleneck, [3, 4, 6, 3]),
+    101: (Bottleneck, [3, 4, 23, 3]),
+}
+"""{depth: (what its blocks are, how many of them every stage has)}."""
 
 
 @PARTS.register
@@ -68,19 +89,19 @@ class ResNet(nn.Module):
         pretrained: str | None = None,
     ):
         super().__init__()
-        if depth not in DEPTHS:
-            raise ValueError(f"depth={depth} is none of {DEPTHS}")
+        if depth not in ARCHS:
+            raise ValueError(f"depth={depth} is none of {tuple(ARCHS)}")
         if norm not in NORMS:
             raise ValueError(f"norm='{norm}' is none of {', '.join(NORMS)}")
         if not stages or not set(stages) <= {1, 2, 3, 4}:
             raise ValueError(f"stages={stages} must be some of 1, 2, 3, 4")
-        if dilation and EXPANSION[depth] == 1:
+        block, blocks = ARCHS[depth]
+        if dilation and block is BasicBlock:
             raise ValueError(f"dilation needs depth 50 or 101: ResNet-{depth}'s blocks cannot dilate")
         self.arch, self.stages, self.pretrained = f"resnet{depth}", tuple(sorted(stages)), pretrained
-        self.channels = [64 * 2 ** (stage - 1) * EXPANSION[depth] for stage in self.stages]
-        body = torchvision.models.get_model(
-            self.arch, weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
-        )
+        self.channels = [64 * 2 ** (stage - 1) * block.expansion for stage in self.stages]
+        dilated = [False, False, dilation]
+        body = resnet.ResNet(block, blocks, norm_layer=NORMS[norm], replace_stride_with_dilation=dilated)
         unused = [f"layer{stage}" for stage in range(self.stages[-1] + 1, 5)] + ["avgpool", "fc"]
         for name in unused:
             delattr(body, name)
@@ -95,11 +116,10 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stage."""
         body = self.body
-        x = body.maxpool(F.relu(_convolve(body.conv1, body.bn1, images)))
+        x = body.maxpool(F.relu(_convolve(body.conv1, body.bn1, images), inplace=True))
         maps = []
         for stage in range(1, self.stages[-1] + 1):
-            for block in getattr(body, f"layer{stage}"):
-                x = _pass(block, x)
+            x = getattr(body, f"layer{stage}")(x)
             if stage in self.stages:
                 maps.append(x)
         return maps

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from models.layers.basic import GELUMLP, init_trunc_normal
+from models.layers.basic import GELUMLP, Recomputable, init_trunc_normal
 from models.registry import PARTS
 from util.config import nearest
 
@@ -101,7 +101,7 @@ class WindowAttention(nn.Module):
         return self.proj(x.unflatten(1, (m, self.heads)).transpose(2, 3).reshape(-1, n, c))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(Recomputable):
     """Attention within windows, shifted by `shift` or not, then an MLP (section 3.1, figure 3b).
 
     Maps are padded to whole windows after the norm and before the shift, and neither window nor shift shrinks on small

@@ -23,7 +23,7 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> tuple[Pyramid, dict]:
         """Updates every token."""
-        reference = pyramid.on_levels(pyramid.centers())
+        reference = pyramid.centers_on_levels()
         for layer in self.layers:
             pyramid = pyramid.with_tokens(layer(pyramid.tokens, pyramid.pos, reference, pyramid))
         return pyramid, {}

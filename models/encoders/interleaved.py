@@ -51,7 +51,7 @@ class InterleavedEncoder(nn.Module):
     def forward(self, pyramid: Pyramid) -> tuple[Pyramid, dict]:
         """Updates the coarse tokens in every layer and all tokens at the end of each block."""
         high = pyramid.coarsest(self.high_levels)
-        reference = pyramid.on_levels(pyramid.centers())
+        reference = pyramid.centers_on_levels()
         for index, layer in enumerate(self.layers):
             asking = slice(0, None) if self._ends_block(index) else high
             answer = layer(pyramid.tokens[:, asking], pyramid.pos[:, asking], reference[:, asking], pyramid)

@@ -46,7 +46,9 @@ class DeformableAttention(nn.Module):
 
     def values(self, memory: Pyramid) -> Tensor:
         """(B, S, heads, channels): projected memory, zero at padding."""
-        values = self.value_proj(memory.tokens).masked_fill(memory.padding[..., None], 0)
+        values = self.value_proj(memory.tokens)
+        if memory.padded:
+            values = values.masked_fill(memory.padding[..., None], 0)
         return values.unflatten(-1, (self.num_heads, -1))
 
     def locations(self, query: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
@@ -60,7 +62,7 @@ class DeformableAttention(nn.Module):
         reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             pixels = offsets.new_tensor([(w, h) for h, w in memory.shapes])
-            return reference + offsets / pixels[:, None]
+            return torch.addcdiv(reference, offsets, pixels[:, None])
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
 
 

@@ -4,13 +4,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layers.attention import ProjectedAttention
-from models.layers.basic import init_xavier
+from models.layers.basic import Recomputable, init_xavier
 from models.registry import PARTS
 from models.structures import TokenSet
 
 
 @PARTS.register
-class DenseEncoderLayer(nn.Module):
+class DenseEncoderLayer(Recomputable):
     """Self-attention among all tokens, then a feed-forward network, each followed by its residual and norm.
 
     DETR, appendix A.3. Positions are added to queries and keys, not to values.
@@ -36,7 +36,7 @@ class DenseEncoderLayer(nn.Module):
         query = memory.tokens + memory.pos
         answer, _ = self.self_attn(query, query, memory.tokens, key_padding_mask=memory.padding, need_weights=False)
         tokens = self.norm1(memory.tokens + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
@@ -82,7 +82,7 @@ class DenseDecoderLayer(nn.Module):
             need_weights=False,
         )
         content = self.norm2(content + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(content)))
+        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
         return self.norm3(content + self.dropout(self.linear2(hidden)))
 
 
@@ -133,7 +133,7 @@ class ConditionalDecoderLayer(nn.Module):
         """
         content = self.norm1(content + self.dropout(self._ask_queries(content, pos, mask)))
         content = self.norm2(content + self.dropout(self._ask_memory(content, pos, spatial, memory)))
-        hidden = self.dropout(F.relu(self.linear1(content)))
+        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
         return self.norm3(content + self.dropout(self.linear2(hidden)))
 
     def _ask_queries(self, content: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from models.layers.basic import GELUMLP
+from models.layers.basic import GELUMLP, Recomputable
 
 
 def map_of(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -83,7 +83,7 @@ class FactorizedAttention(nn.Module):
         return self.proj(self.scale * x + relative(q, v, shape))
 
 
-class FactorizedLayer(nn.Module):
+class FactorizedLayer(Recomputable):
     """Position encoding, attention, MLP, each added to its input; norms before (figure 2).
 
     The convolutions belong to whoever repeats the layer, since all its copies share them.

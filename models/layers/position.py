@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.registry import PARTS
+from models.structures import Shapes, padding_of, remembered
 
 
 def sine_features(values: Tensor, features: int, temperature: float) -> Tensor:
@@ -52,13 +53,22 @@ class SinePosition(nn.Module):
         self.offset = offset
         self.temperature = temperature
 
-    def forward(self, padding: Tensor) -> Tensor:
-        """(B, H, W) bool, True outside the picture -> (B, d_model, H, W) float32."""
-        inside = ~padding
-        encoded = []
-        for axis in (1, 2):
-            count = inside.cumsum(axis, dtype=torch.float32)
-            last = count.narrow(axis, -1, 1)
-            angle = (count + self.offset) / (last + 1e-6) * 2 * math.pi
-            encoded.append(sine_features(angle, self.features, self.temperature))
-        return torch.cat(encoded, -1).permute(0, 3, 1, 2)
+    def forward(self, extents: Shapes, shape: tuple[int, int], device) -> Tensor:
+        """Of a map (H, W) of which the pictures cover (h, w) each: (B, d_model, H, W) float32."""
+        settings = self.features, self.offset, self.temperature
+        return torch.stack([_positions(extent, shape, device, *settings) for extent in extents])
+
+
+@remembered
+def _positions(
+    extent: tuple[int, int], shape: tuple[int, int], device, features: int, offset: float, temperature: float
+) -> Tensor:
+    """(d_model, H, W)."""
+    inside = ~padding_of((extent,), shape, device)
+    encoded = []
+    for axis in (1, 2):
+        count = inside.cumsum(axis, dtype=torch.float32)
+        last = count.narrow(axis, -1, 1)
+        angle = (count + offset) / (last + 1e-6) * 2 * math.pi
+        encoded.append(sine_features(angle, features, temperature))
+    return torch.cat(encoded, -1)[0].permute(2, 0, 1)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers.basic import init_xavier
+from models.layers.basic import Recomputable, init_xavier
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling
 
 
 @PARTS.register
-class DeformableEncoderLayer(nn.Module):
+class DeformableEncoderLayer(Recomputable):
     """Deformable attention, then a feed-forward network, each followed by its residual and norm.
 
     Args:
@@ -53,7 +53,7 @@ class DeformableEncoderLayer(nn.Module):
 
     def feed_forward(self, tokens: Tensor, memory: Pyramid) -> Tensor:
         """The second half: network, residual, norm."""
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
@@ -87,7 +87,7 @@ class SplitFFNEncoderLayer(DeformableEncoderLayer):
         """Fine tokens through the narrow network, coarse ones through the wide one."""
         start = memory.coarsest(self.high_levels).start
         fine = tokens[:, :start]
-        hidden = self.dropout(F.relu(self.linear12(fine)))
+        hidden = self.dropout(F.relu(self.linear12(fine), inplace=True))
         fine = self.norm22(fine + self.dropout(self.linear22(hidden)))
         return torch.cat([fine, super().feed_forward(tokens[:, start:], memory)], 1)
 
@@ -143,5 +143,5 @@ class DeformableDecoderLayer(nn.Module):
         content = self.norm2(content + self.dropout(seen))
         answer, sampling = self.cross_attn(content + pos, reference, memory)
         content = self.norm1(content + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(content)))
+        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
         return self.norm3(content + self.dropout(self.linear2(hidden))), sampling

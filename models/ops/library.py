@@ -114,3 +114,24 @@ def _(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None
 @register_flop_formula(operators.key_aware_deform_attn)
 def _(query_shape, key_shape, value_shape, shapes, locations_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * (2 * 4 + 2) * _samples(value_shape, locations_shape)
+
+
+def _places(locations_shape) -> int:
+    """Operations that turn locations into corners and their weights, whatever the width: 14 a sample."""
+    N, Q, M, L, P, _ = locations_shape
+    return 14 * N * Q * M * L * P
+
+
+def _every_plain(value_shape, shapes, locations_shape, *args, **kwargs) -> int:
+    return _places(locations_shape) + (2 * 4 + 2) * _samples(value_shape, locations_shape)
+
+
+def _every_aware(query_shape, key_shape, value_shape, shapes, locations_shape, *args, **kwargs) -> int:
+    sampled = 1 if key_shape is None else 2
+    softmax = 6 * _samples(value_shape, locations_shape) // value_shape[-1]  # the scale and five
+    numbers = (2 * 4 * sampled + 2 * 2) * _samples(value_shape, locations_shape)
+    return _places(locations_shape) + softmax + numbers
+
+
+OPERATIONS = {operators.ms_deform_attn: _every_plain, operators.key_aware_deform_attn: _every_aware}
+"""Every arithmetic operation, one by one: values that are their own keys are sampled once."""
