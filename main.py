@@ -19,16 +19,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.coco import DetectionDataset
+from datasets.coco import BrokenPictureError, DetectionDataset
 from datasets.coco_eval import CocoEvaluator, as_coco
-from datasets.loader import build_dataset, build_loader
+from datasets.loader import build_dataset, build_loader, check_dataset
 from datasets.preview import draw_detections
 from engine import TrainingDivergedError, evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone
 from util.benchmark import describe, measure, measure_training
 from util.checkpoint import CheckpointError, averaged_weights, load_strictly, read_checkpoint, save_checkpoint
-from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest, parse_options
+from util.config import ConfigDict, ConfigError, dump_config, find_value, load_config, nearest, parse_options
 from util.distributed import (
     barrier,
     broadcast_buffers,
@@ -114,8 +114,8 @@ class Run:
         dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
         found = dataset.annotations
         log.info("%s: %d pictures, %d objects", found.file, len(dataset), len(found.boxes))
-        for problem, times in found.problems.items():
-            log.warning("%s: left out %d %s", found.file, times, problem)
+        for problem in check_dataset(dataset, find_value(self.cfg.model.get("queries", {}), "num_queries")):
+            log.log(logging.INFO if problem.harmless else logging.WARNING, "%s: %s", found.file, problem)
         if self.categories is None:
             self.categories = found.categories
             if self.cfg.model.num_classes != len(found.categories):
@@ -352,7 +352,7 @@ def main(args: Namespace) -> int:
         elif not args.benchmark_only:
             run.train()
         barrier()
-    except (ConfigError, CheckpointError, TrainingDivergedError) as error:
+    except (BrokenPictureError, ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)
         return 2
     finally:

@@ -1,5 +1,7 @@
 """From a config to batches."""
 
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.annotations import read_annotations
-from datasets.coco import DetectionDataset
+from datasets.checks import Problem, check_boxes, check_files
+from datasets.coco import BrokenPictureError, DetectionDataset, Limits
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
@@ -17,6 +20,9 @@ from util.distributed import barrier, is_main, rank, world_size
 from util.registry import call
 
 SPLITS = ("train", "val", "test")
+SHOWN = 20
+"""How many broken files an error lists."""
+
 LAYOUTS = """expected one of
   {root}/{images}/            pictures
   {root}/images/{images}/     pictures
@@ -59,6 +65,23 @@ class Batch:
         return Batch(images, [{k: v.pin_memory() for k, v in target.items()} for target in self.targets], self.broken)
 
 
+class BoundedLoader(DataLoader):
+    """Stops a training in which too many different pictures turn out to be unreadable."""
+
+    def __init__(self, dataset: DetectionDataset, **options):
+        self.broken = {}
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.broken.update(dict.fromkeys(batch.broken))
+            if self.dataset.training and len(self.broken) > self.dataset.limits.files:
+                listed = "\n  ".join(["; the first:", *self.broken][: SHOWN + 1])
+                remedy = "`python -m datasets.validate` finds all of them; data.broken.files allows more"
+                raise BrokenPictureError(f"{len(self.broken)} pictures cannot be read; {remedy}{listed}")
+            yield batch
+
+
 def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False) -> DetectionDataset:
     """A split of the data that `cfg.data` names.
 
@@ -67,9 +90,10 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
         seed, cached: see DetectionDataset.
 
     Raises:
-        ConfigError: the folder or the file is not there, or holds no usable annotations.
+        ConfigError: the folder or the file is not there, holds no usable annotations, or no picture of its own.
     """
     data = cfg.data
+    limits = call(Limits, data.get("broken", {}), where=f"{where_of(data)}.broken")
     node, root = data[split], Path(data.root)
     if data.root == "shapes":
         root = Path("data/shapes")
@@ -87,7 +111,27 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
     training = split == "train"
     rules, transform = (data.augment, TrainTransform) if training else (data.resize, EvalTransform)
     transform = call(transform, rules, where=where_of(rules))
-    return DetectionDataset(annotations, images, transform, training, seed, cached)
+    return DetectionDataset(annotations, images, transform, training, seed, cached, limits)
+
+
+def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Problem]:
+    """What is wrong with a data set, as far as can be told without opening a picture.
+
+    Args:
+        queries: objects that the model can find in a picture; None if that is not known.
+
+    Raises:
+        ConfigError: none of the pictures are there, or fewer than training could do with.
+    """
+    found, limit = dataset.annotations, dataset.limits.files
+    exists, missing = check_files(found.names, dataset.folder)
+    absent = (~exists).nonzero()[0]
+    if len(absent) == len(found) or (dataset.training and len(absent) > limit):
+        count = "none" if len(absent) == len(found) else f"only {len(found) - len(absent)}"
+        place = f"{count} of its {len(found)} pictures are in {dataset.folder}; missing: {found.name(absent[0])}, ..."
+        remedy = "`python -m datasets.validate --fix` writes a copy without them; data.broken.files allows more"
+        raise ConfigError(f"{found.file}: {place} Is it the right folder? {remedy}")
+    return [*found.problems, *check_boxes(found, queries), *missing]
 
 
 def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
@@ -105,7 +149,7 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
             )
     else:
         sampler = EvalSampler(len(dataset), rank(), world_size())
-    return DataLoader(
+    return BoundedLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -114,10 +158,14 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
         drop_last=dataset.training,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
     )
 
 
-def _one_thread(worker: int):
-    """Workers decode one picture each; threads inside them would only get in each other's way."""
+def _prepare_worker(worker: int):
+    """Workers decode one picture each; threads inside them would only get in each other's way.
+
+    What they inherit is kept from the garbage collector: it writes into every object, and so would copy all of them.
+    """
     torch.set_num_threads(1)
+    gc.freeze()

@@ -189,6 +189,14 @@ def load_config(path, options: Mapping | None = None) -> ConfigDict:
     return cfg
 
 
+def find_value(node: Mapping, name: str):
+    """The value of a key wherever it stands under a node, the outermost first; None if it stands nowhere."""
+    if name in node:
+        return node[name]
+    inner = (find_value(value, name) for value in node.values() if isinstance(value, Mapping))
+    return next((value for value in inner if value is not None), None)
+
+
 def dump_config(cfg: ConfigDict) -> str:
     """The config as Python text that `load_config` reads back to the same values."""
     from yapf.yapflib.yapf_api import FormatCode
