@@ -25,7 +25,7 @@ from datasets.loader import build_dataset, build_loader, check_dataset
 from datasets.preview import draw_detections
 from engine import TrainingDivergedError, evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
-from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone
+from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone, warn_of_scratch
 from util.benchmark import describe, measure, measure_training
 from util.checkpoint import CheckpointError, averaged_weights, load_strictly, read_checkpoint, save_checkpoint
 from util.config import ConfigDict, ConfigError, dump_config, find_value, load_config, nearest, parse_options
@@ -201,9 +201,12 @@ class Run:
         if content is not None:
             load_checkpoint(detector, content, family, source)
         elif self.args.pretrain_model_path:
-            load_for_finetuning(detector, self.args.pretrain_model_path, family, self.args.finetune_ignore)
+            load_for_finetuning(
+                detector, self.args.pretrain_model_path, family, self.args.finetune_ignore, self.categories.state_dict()
+            )
         else:
             load_pretrained_backbone(detector)
+            warn_of_scratch(detector, batches * self.cfg.data.batch_size * world_size())
         optimizer = self.section(build_optimizer, "optimizer", model=detector)
         steps = -(-batches // self.options.accumulate)
         schedule = self.section(build_schedule, "schedule", optimizer=optimizer, steps_per_epoch=steps)
