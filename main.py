@@ -78,6 +78,11 @@ class TrainingOptions:
     print_every: int = 50
     pictures: int = 12
 
+    def __post_init__(self):
+        for name in ("accumulate", "eval_every", "save_every", "print_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+
 
 def configured(args: Namespace) -> ConfigDict:
     """The config with what the command line says."""
@@ -114,7 +119,7 @@ class Run:
         dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
         found = dataset.annotations
         log.info("%s: %d pictures, %d objects", found.file, len(dataset), len(found.boxes))
-        for problem in check_dataset(dataset, find_value(self.cfg.model.get("queries", {}), "num_queries")):
+        for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):
             log.log(logging.INFO if problem.harmless else logging.WARNING, "%s: %s", found.file, problem)
         if self.categories is None:
             self.categories = found.categories

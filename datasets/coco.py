@@ -34,6 +34,10 @@ class Limits:
     in_a_row: int = 10
     files: int = 100
 
+    def __post_init__(self):
+        if self.in_a_row < 1 or self.files < 0:
+            raise ValueError(f"in_a_row={self.in_a_row} must be 1 or more, files={self.files} 0 or more")
+
 
 class DetectionDataset(Dataset):
     """A split of a data set in COCO format.

@@ -1,7 +1,7 @@
 """From a config to batches."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,14 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
     """
     data = cfg.data
     limits = call(Limits, data.get("broken", {}), where=f"{where_of(data)}.broken")
+    if not isinstance(data.root, str):
+        raise ConfigError(
+            f"{where_of(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
+        )
     node, root = data[split], Path(data.root)
+    if not isinstance(node, Mapping):
+        where = f"{where_of(data)}.{split}"
+        raise ConfigError(f"{where}: expected dict(images=FOLDER, annotations=FILE), found {node!r}")
     if data.root == "shapes":
         root = Path("data/shapes")
         if is_main():
@@ -109,8 +116,8 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where_of(node)}: {error}") from error
     training = split == "train"
-    rules, transform = (data.augment, TrainTransform) if training else (data.resize, EvalTransform)
-    transform = call(transform, rules, where=where_of(rules))
+    rules, transform = ("augment", TrainTransform) if training else ("resize", EvalTransform)
+    transform = call(transform, data[rules], where=f"{where_of(data)}.{rules}")
     return DetectionDataset(annotations, images, transform, training, seed, cached, limits)
 
 
@@ -138,8 +145,10 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
     """Batches of this process's share of a data set; in training shuffled, without a smaller last one.
 
     Raises:
-        ConfigError: a process has fewer training pictures than one batch.
+        ConfigError: a size that is none, or a process has fewer training pictures than one batch.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise ConfigError(f"data.batch_size or data.eval_batch_size = {batch_size!r} must be a whole number, 1 or more")
     if dataset.training:
         sampler = TrainSampler(len(dataset), rank(), world_size(), dataset.seed)
         if len(sampler) < batch_size:

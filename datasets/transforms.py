@@ -85,6 +85,13 @@ def resized_shape(width: int, height: int, scale: int, max_size: int | None) -> 
     return int(scale * width / height), scale
 
 
+def _check_sizes(**sizes: tuple[int, ...]):
+    """Lengths in pixels are whole and positive, and there is one at least. Raises ValueError."""
+    for name, values in sizes.items():
+        if not isinstance(values, tuple | list) or not values or any(type(v) is not int or v < 1 for v in values):
+            raise ValueError(f"{name}: {values!r} should be whole numbers of pixels, 1 or more")
+
+
 class TrainTransform:
     """Flip, then at even odds a resize, or a resize, a crop and a resize (DETR, A.4).
 
@@ -105,8 +112,18 @@ class TrainTransform:
         flip: float = 0.5,
         flip_vertical: float = 0.0,
     ):
-        if crop is not None and min(crop["scales"]) < crop["min_size"]:
-            raise ValueError(f"crop.min_size={crop['min_size']} is larger than the smallest of {crop['scales']}")
+        _check_sizes(scales=scales, max_size=(max_size,))
+        for name, share in (("flip", flip), ("flip_vertical", flip_vertical)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} must lie between 0 and 1")
+        if crop is not None:
+            if set(crop) != {"scales", "min_size", "max_size"}:
+                raise ValueError(f"crop={dict(crop)} should name scales, min_size and max_size")
+            _check_sizes(**{f"crop.{name}": value if name == "scales" else (value,) for name, value in crop.items()})
+            if min(crop["scales"]) < crop["min_size"]:
+                raise ValueError(f"crop.min_size={crop['min_size']} is larger than the smallest of {crop['scales']}")
+            if crop["max_size"] < crop["min_size"]:
+                raise ValueError(f"crop.max_size={crop['max_size']} is less than crop.min_size={crop['min_size']}")
         self.scales, self.max_size, self.crop = scales, max_size, crop
         self.flip, self.flip_vertical = flip, flip_vertical
 
@@ -132,6 +149,7 @@ class EvalTransform:
     """One resize: the shorter side to `scale`, the longer at most `max_size`."""
 
     def __init__(self, scale: int = 800, max_size: int = 1333):
+        _check_sizes(scale=(scale,), max_size=(max_size,))
         self.scale, self.max_size = scale, max_size
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:

@@ -191,9 +191,11 @@ def load_config(path, options: Mapping | None = None) -> ConfigDict:
 
 def find_value(node: Mapping, name: str):
     """The value of a key wherever it stands under a node, the outermost first; None if it stands nowhere."""
+    if not isinstance(node, Mapping):
+        return None
     if name in node:
         return node[name]
-    inner = (find_value(value, name) for value in node.values() if isinstance(value, Mapping))
+    inner = (find_value(value, name) for value in node.values())
     return next((value for value in inner if value is not None), None)
 
 
