@@ -1,6 +1,7 @@
 """From a config to batches."""
 
 import gc
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,8 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_prepare_worker,
+        # A forked worker reads the annotations where they are; any other way copies them. Python 3.14 would not fork.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 

@@ -59,8 +59,10 @@ class Sample:
     def tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The normalised (3, h, w) picture, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w."""
         width, height = self.image.size
-        pixels = torch.from_numpy(np.array(self.image)).permute(2, 0, 1)
-        image = (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        pixels = torch.from_numpy(np.array(self.image)).view(height, 3 * width).float()
+        # By rows, in place: a batch has the same order of memory, and rows are long enough for vector instructions.
+        pixels.div_(255).sub_(torch.tensor(MEAN).repeat(width)).div_(torch.tensor(STD).repeat(width))
+        image = pixels.view(height, width, 3).permute(2, 0, 1)
         low, high = self.boxes[:, :2], self.boxes[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], 1) / np.float32([width, height] * 2)
         target = {
@@ -68,7 +70,7 @@ class Sample:
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             "size": torch.tensor([height, width]),
         }
-        return image.contiguous(), target
+        return image, target
 
 
 def resized_shape(width: int, height: int, scale: int, max_size: int | None) -> tuple[int, int]:
