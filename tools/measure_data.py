@@ -92,13 +92,15 @@ def measure_annotations(args):
     with ProcessPoolExecutor(1) as process:  # of its own: what writing takes must not count
         file = process.submit(generate, args.folder, args.pictures, args.objects).result()
     before, _ = resident_megabytes()
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     annotations = read_annotations(file)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     after, peak = resident_megabytes()
     print(f"{file}: {file.stat().st_size / 1e6:.0f} MB, {len(annotations)} pictures, {len(annotations.boxes)} objects")
-    print(f"read in {seconds:.1f} s; memory {before:.0f} MB before, {after:.0f} after, {peak:.0f} at most")
-    dataset = DetectionDataset(annotations, args.folder / "train2017", TrainTransform((480, 800), 1333), training=True)
+    print(
+        f"read in {seconds:.1f} s, {used:.1f} of them on a core; memory {before:.0f} MB before, {after:.0f} after, {peak:.0f} at most"
+    )
+    dataset = DetectionDataset(annotations, args.folder / "train2017", TrainTransform(args.scales, 1333), training=True)
     for method in args.start_methods:
         loader = build_loader(dataset, 2, args.workers)
         loader.multiprocessing_context = method
@@ -163,7 +165,10 @@ def main():
     task.add_argument("--pictures", type=int, default=118_000)
     task.add_argument("--objects", type=int, default=860_000)
     task.add_argument("--workers", type=int, default=2)
-    task.add_argument("--batches", type=int, default=200)
+    task.add_argument("--batches", type=int, default=400)
+    task.add_argument(
+        "--scales", type=int, nargs="+", default=[64], help="small, so that pictures do not hide the rest"
+    )
     task.add_argument("--start_methods", nargs="+", default=["fork"], choices=("fork", "spawn", "forkserver"))
     task = tasks.add_parser("loading")
     task.set_defaults(run=measure_loading)
