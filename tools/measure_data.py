@@ -98,7 +98,8 @@ def measure_annotations(args):
     after, peak = resident_megabytes()
     print(f"{file}: {file.stat().st_size / 1e6:.0f} MB, {len(annotations)} pictures, {len(annotations.boxes)} objects")
     print(
-        f"read in {seconds:.1f} s, {used:.1f} of them on a core; memory {before:.0f} MB before, {after:.0f} after, {peak:.0f} at most"
+        f"read in {seconds:.1f} s, {used:.1f} of them on a core; "
+        f"memory {before:.0f} MB before, {after:.0f} after, {peak:.0f} at most"
     )
     dataset = DetectionDataset(annotations, args.folder / "train2017", TrainTransform(args.scales, 1333), training=True)
     for method in args.start_methods:
