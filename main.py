@@ -19,16 +19,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.coco import DetectionDataset
+from datasets.coco import BrokenPictureError, DetectionDataset
 from datasets.coco_eval import CocoEvaluator, as_coco
-from datasets.loader import build_dataset, build_loader
+from datasets.loader import build_dataset, build_loader, check_dataset
 from datasets.preview import draw_detections
 from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
-from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone
+from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone, warn_of_scratch
 from util.benchmark import describe, measure, measure_training
 from util.checkpoint import CheckpointError, averaged_weights, load_strictly, save_checkpoint
-from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest, parse_options
+from util.config import ConfigDict, ConfigError, dump_config, find_value, load_config, nearest, parse_options
 from util.determinism import be_deterministic, determinism_advice
 from util.distributed import (
     barrier,
@@ -101,8 +101,8 @@ class Run:
         dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
         found = dataset.annotations
         log.info("%s: %d pictures, %d objects", found.file, len(dataset), len(found.boxes))
-        for problem, times in found.problems.items():
-            log.warning("%s: left out %d %s", found.file, times, problem)
+        for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):
+            log.log(logging.INFO if problem.harmless else logging.WARNING, "%s: %s", found.file, problem)
         if self.categories is None:
             self.categories = found.categories
             if self.cfg.model.num_classes != len(found.categories):
@@ -219,9 +219,12 @@ class Run:
         if content is not None:
             load_checkpoint(detector, content, family, source)
         elif self.args.pretrain_model_path:
-            load_for_finetuning(detector, self.args.pretrain_model_path, family, self.args.finetune_ignore)
+            load_for_finetuning(
+                detector, self.args.pretrain_model_path, family, self.args.finetune_ignore, self.categories.state_dict()
+            )
         else:
             load_pretrained_backbone(detector)
+            warn_of_scratch(detector, len(loader) * self.cfg.data.batch_size * world_size())
         optimizer = self.section(build_optimizer, "optimizer", model=detector)
         steps = -(-len(loader) // self.options.accumulate)
         schedule = self.section(build_schedule, "schedule", optimizer=optimizer, steps_per_epoch=steps)
@@ -376,7 +379,7 @@ def main(args: Namespace) -> int:
         elif not args.benchmark_only:
             run.train()
         barrier()
-    except (ConfigError, CheckpointError, TrainingDivergedError) as error:
+    except (BrokenPictureError, ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)
         return 2
     except PreemptedError as request:

@@ -4,14 +4,14 @@ Arrays rather than a dict per object: worker processes share their pages, where 
 objects would make every worker copy them one by one.
 """
 
-import json
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from datasets.categories import Categories
+from datasets.checks import Problem, judge, twice
+from datasets.coco_file import Listing, parse
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Annotations:
         category_ids: (A,) int64.
         crowd: (A,) bool.
         areas: (A,) float64.
-        problems: what was left out, and how often.
+        places: (A,) int64: which entry of the file's list an object is.
+        problems: what was left out, how often, with examples.
     """
 
     file: Path
@@ -44,14 +45,15 @@ class Annotations:
     category_ids: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
-    problems: Counter = field(default_factory=Counter)
+    places: np.ndarray
+    problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def name(self, index: int) -> str:
         """File name of a picture."""
-        return self.names[index].decode()
+        return self.names[index].decode("utf-8", "surrogateescape")
 
     def objects(self, index: int) -> slice:
         """The rows of a picture's objects."""
@@ -68,76 +70,35 @@ def read_annotations(file: Path, convention: str = "auto") -> Annotations:
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is no COCO annotation file; the message says why.
     """
-    content = _load(file)
-    images = content["images"]
-    try:
-        categories = Categories.of(content.get("categories", []), convention)
-        image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-        names = np.array([image["file_name"].encode() for image in images])
-        sizes = np.array([(image.get("height") or 0, image.get("width") or 0) for image in images], dtype=np.int32)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
-    if len(np.unique(image_ids)) != len(image_ids):
-        raise ValueError(f"{file}: an image id is listed twice; ids must be unique")
+    return usable_annotations(parse(file), convention)
 
-    problems, rows = Counter(), []
-    place = {int(key): index for index, key in enumerate(image_ids)}
-    for entry in content.get("annotations", []):
-        row = _read_object(entry, place, categories, problems)
-        if row is not None:
-            rows.append(row)
-    table = np.array(rows, dtype=np.float64).reshape(-1, 8)
-    table = table[np.argsort(table[:, 0], kind="stable")]
+
+def usable_annotations(listing: Listing, convention: str = "auto") -> Annotations:
+    """What can be used of a listing. Raises ValueError where it cannot be told which picture or class is meant."""
+    file = listing.file
+    again = listing.image_ids[twice(listing.image_ids)]
+    if len(again):
+        shown = ", ".join(map(str, again[:5]))
+        remedy = "ids must be unique; `python -m datasets.validate --fix` keeps the first of each"
+        raise ValueError(f"{file}: an image id is listed twice: {shown}; {remedy}")
+    try:
+        categories = Categories.of(listing.categories, convention)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    judgement = judge(listing)
+    kept = judgement.usable.nonzero()[0]
+    kept = kept[np.argsort(judgement.rows[kept], kind="stable")]
     return Annotations(
         file=file,
         categories=categories,
-        image_ids=image_ids,
-        names=names,
-        sizes=sizes.reshape(-1, 2),
-        first=np.searchsorted(table[:, 0], np.arange(len(image_ids) + 1)),
-        boxes=table[:, 1:5],
-        category_ids=table[:, 5].astype(np.int64),
-        crowd=table[:, 6].astype(bool),
-        areas=table[:, 7],
-        problems=problems,
+        image_ids=listing.image_ids,
+        names=listing.names,
+        sizes=listing.sizes,
+        first=np.searchsorted(judgement.rows[kept], np.arange(len(listing.image_ids) + 1)),
+        boxes=listing.boxes[kept],
+        category_ids=listing.category_ids[kept],
+        crowd=listing.crowd[kept],
+        areas=listing.areas[kept],
+        places=listing.places[kept],
+        problems=judgement.problems,
     )
-
-
-def _load(file: Path) -> dict:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such annotation file; see 'Data' in README.md for the layouts")
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not a JSON file: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{file}: not a COCO annotation file: it has no list 'images'")
-    if not content["images"]:
-        raise ValueError(f"{file}: lists no pictures")
-    return content
-
-
-def _read_object(entry, place: dict[int, int], categories: Categories, problems: Counter) -> tuple | None:
-    """(picture, x, y, w, h, category, crowd, area), or None with a problem counted."""
-    try:
-        x, y, w, h = (float(number) for number in entry["bbox"])
-        picture, category = place.get(entry["image_id"]), int(entry["category_id"])
-        area = entry.get("area")
-        area = w * h if area is None else float(area)
-        crowd = bool(entry.get("iscrowd", 0))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        problems["entries without a usable bbox, image_id or category_id"] += 1
-        return None
-    if picture is None:
-        problems["objects of a picture that is not listed"] += 1
-    elif category not in categories.slots:
-        problems[f"objects of category {category}, which is not listed"] += 1
-    elif not np.isfinite([x, y, w, h, area]).all():
-        problems["boxes with numbers that are not finite"] += 1
-    elif w < 0 or h < 0:
-        problems["reversed boxes (negative width or height; COCO boxes are x, y, width, height)"] += 1
-    elif w == 0 or h == 0:
-        problems["boxes without area"] += 1
-    else:
-        return picture, x, y, w, h, category, crowd, area
-    return None

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from datasets.coco_file import whole
+
 COCO = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
     10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
@@ -41,15 +43,22 @@ class Categories:
                 category, in order of ids; "auto": "coco" when the ids and names are COCO's own, else "contiguous".
 
         Raises:
-            ValueError: an unknown convention, no categories, an id twice, or ids that do not fit into COCO's slots.
+            ValueError: an unknown convention, no categories, one without an id, an id twice, or ids outside of COCO's
+                slots.
         """
         if convention not in ("auto", "coco", "contiguous"):
             raise ValueError(f"data.categories = '{convention}' is none of auto, coco, contiguous")
-        names = {int(entry["id"]): str(entry.get("name", entry["id"])) for entry in listed}
-        if not names:
+        if not listed:
             raise ValueError("the annotation file lists no categories; every class needs an entry with 'id' and 'name'")
-        if len(names) != len(listed):
-            raise ValueError("the annotation file lists a category id twice")
+        names = {}
+        for place, entry in enumerate(listed):
+            try:
+                key = whole(entry["id"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"categories[{place}] = {entry!r} has no whole number as its 'id'") from error
+            if key in names:
+                raise ValueError(f"the annotation file lists a category id twice: {key}")
+            names[key] = str(entry.get("name", key))
         is_coco = all(COCO.get(key) == name for key, name in names.items())
         if convention == "contiguous" or (convention == "auto" and not is_coco):
             ids = tuple(sorted(names))

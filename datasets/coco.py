@@ -2,25 +2,41 @@
 
 import io
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import Annotations
+from datasets.checks import leads_out
 from datasets.transforms import EvalTransform, Sample, TrainTransform
 
 log = logging.getLogger(__name__)
 
-TRIES = 10
-"""How many pictures in a row may be unreadable before training stops."""
-
 
 class BrokenPictureError(OSError):
     """A picture that cannot be read; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many unreadable pictures training bears: the section `data.broken` of a config.
+
+    Attributes:
+        in_a_row: neighbours in the data set, before one that can be read.
+        files: different ones, in one run of one process.
+    """
+
+    in_a_row: int = 10
+    files: int = 100
+
+    def __post_init__(self):
+        if self.in_a_row < 1 or self.files < 0:
+            raise ValueError(f"in_a_row={self.in_a_row} must be 1 or more, files={self.files} 0 or more")
 
 
 class DetectionDataset(Dataset):
@@ -36,6 +52,7 @@ class DetectionDataset(Dataset):
         training: an unreadable picture is replaced by the next one; in evaluation it has no sample.
         seed: of the augmentation.
         cached: keep the encoded pictures in memory, shared with the workers.
+        limits: to unreadable pictures in training.
     """
 
     def __init__(
@@ -46,12 +63,12 @@ class DetectionDataset(Dataset):
         training: bool,
         seed: int = 0,
         cached: bool = False,
+        limits: Limits | None = None,
     ):
         self.annotations, self.folder, self.transform = annotations, folder, transform
-        self.training, self.seed = training, seed
-        self.slots = np.zeros(1 + max(annotations.categories.slots), dtype=np.int64)
-        for category, slot in annotations.categories.slots.items():
-            self.slots[category] = slot
+        self.training, self.seed, self.limits = training, seed, limits or Limits()
+        pairs = sorted(annotations.categories.slots.items())
+        self.category_ids, self.slots = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
         self.cache = _Cache(self) if cached else None
 
     def __len__(self) -> int:
@@ -70,7 +87,7 @@ class DetectionDataset(Dataset):
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         broken = []
-        for step in range(TRIES):
+        for step in range(self.limits.in_a_row):
             chosen = (index + step) % len(self)
             try:
                 image, target = self._load(chosen, np.random.default_rng((self.seed, epoch, index, step)))
@@ -80,7 +97,9 @@ class DetectionDataset(Dataset):
                     return None, {"image_id": self._image_id(index), "broken": broken}
                 continue
             return image, {**target, "image_id": self._image_id(chosen), "broken": broken}
-        raise BrokenPictureError(f"{TRIES} pictures in a row cannot be read, the last: {broken[-1]}")
+        listed = "\n  ".join(broken)
+        remedy = "`python -m datasets.validate` finds all of them; data.broken.in_a_row allows more"
+        raise BrokenPictureError(f"{len(broken)} pictures in a row cannot be read; {remedy}:\n  {listed}")
 
     def _image_id(self, index: int) -> Tensor:
         return torch.tensor(int(self.annotations.image_ids[index]))
@@ -90,40 +109,55 @@ class DetectionDataset(Dataset):
         rows = self.annotations.objects(index)
         single = ~self.annotations.crowd[rows]
         boxes = self.annotations.boxes[rows][single]
-        labels = self.slots[self.annotations.category_ids[rows][single]]
+        labels = self.slots[np.searchsorted(self.category_ids, self.annotations.category_ids[rows][single])]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
         sample = Sample(image, corners, labels).clipped()
         tensor, target = self.transform(sample, rng).tensors()
         return tensor, {**target, "orig_size": torch.tensor([image.height, image.width])}
 
     def picture(self, index: int) -> Image.Image:
-        """The picture as RGB, turned as its annotations have it. Raises BrokenPictureError."""
+        """The picture as RGB, turned as its annotations have it. Raises BrokenPictureError.
+
+        The listed height and width decide: a picture that is stored with them is taken as it is stored, as the papers'
+        code takes all; one that has them only after turning it as its EXIF entry says, is turned.
+        """
         path = self.path(index)
-        try:
-            encoded = self.cache.read(index) if self.cache else path.read_bytes()
-            image = Image.open(io.BytesIO(encoded))
-            image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BrokenPictureError(f"{path}: cannot be read: {error}") from error
         listed = tuple(int(side) for side in self.annotations.sizes[index][::-1])
-        if image.size != listed:
-            image = ImageOps.exif_transpose(image)
+        try:
+            image = _decoded(self.cache.read(index) if self.cache else path.read_bytes(), listed)
+        except UnidentifiedImageError as error:
+            raise BrokenPictureError(f"{path}: cannot be read: not a picture of a known format") from error
+        except Exception as error:  # decoders raise whatever comes to their mind on damaged files
+            raise BrokenPictureError(f"{path}: cannot be read: {error or type(error).__name__}") from error
         if image.size != listed and all(listed):
             raise BrokenPictureError(f"{path}: is {image.size} pixels large, its annotations say {listed}")
-        return _to_rgb(image)
+        return image
 
     def path(self, index: int) -> Path:
         """Where the picture lies. Raises BrokenPictureError when its name leads out of the folder."""
-        path = self.folder / self.annotations.name(index)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise BrokenPictureError(f"{path}: leads out of the picture folder {self.folder}")
-        return path
+        name = self.annotations.name(index)
+        if leads_out(name):
+            raise BrokenPictureError(f"{self.folder / name}: leads out of the picture folder {self.folder}")
+        return self.folder / name
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; 16-bit pictures are scaled, not cut."""
-    if image.mode.startswith("I;16") or image.mode == "I":
+def _decoded(encoded: bytes, listed: tuple[int, int]) -> Image.Image:
+    """A picture of any mode as RGB, turned by its EXIF entry unless it has the listed width and height without.
+
+    16 bits are scaled, not cut. Transparency is dropped.
+    """
+    if not encoded:
+        raise ValueError("the file is empty, or was not there when the pictures were cached")
+    image = Image.open(io.BytesIO(encoded))
+    image.load()
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions of an unknown range; save it with 8 or 16 bits")
+    if image.size != listed:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 
@@ -131,17 +165,25 @@ class _Cache:
     """All encoded pictures of a data set in one block of shared memory."""
 
     def __init__(self, dataset: DetectionDataset):
-        contents = []
-        for index in range(len(dataset)):
-            try:
-                contents.append(dataset.path(index).read_bytes())
-            except OSError:  # said when the picture is asked for
-                contents.append(b"")
-        ends = np.cumsum([len(content) for content in contents])
-        self.ends = np.concatenate([[0], ends])
-        self.block = torch.frombuffer(bytearray(b"".join(contents)) or bytearray(1), dtype=torch.uint8).share_memory_()
-        log.info("cached %d pictures of %s, %.1f MB", len(contents), dataset.folder, self.ends[-1] / 1e6)
+        sizes = [self._size(dataset, index) for index in range(len(dataset))]
+        self.ends = np.concatenate([[0], np.cumsum(sizes)])
+        self.block = torch.empty(max(1, int(self.ends[-1])), dtype=torch.uint8).share_memory_()
+        for index, size in enumerate(sizes):
+            if size:
+                with dataset.path(index).open("rb") as file:
+                    file.readinto(self._part(index))
+        log.info("cached %d pictures of %s, %.1f MB", len(sizes), dataset.folder, self.ends[-1] / 1e6)
+
+    @staticmethod
+    def _size(dataset: DetectionDataset, index: int) -> int:
+        try:
+            return dataset.path(index).stat().st_size
+        except OSError:  # said when the picture is asked for
+            return 0
+
+    def _part(self, index: int) -> np.ndarray:
+        return self.block[self.ends[index] : self.ends[index + 1]].numpy()
 
     def read(self, index: int) -> bytes:
         """The encoded picture."""
-        return self.block[self.ends[index] : self.ends[index + 1]].numpy().tobytes()
+        return self._part(index).tobytes()

@@ -1,5 +1,8 @@
 """From a config to batches."""
 
+import gc
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.annotations import read_annotations
-from datasets.coco import DetectionDataset
+from datasets.checks import Problem, check_boxes, check_files
+from datasets.coco import BrokenPictureError, DetectionDataset, Limits
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
@@ -18,6 +22,9 @@ from util.preemption import ignore_requests
 from util.registry import call
 
 SPLITS = ("train", "val", "test")
+SHOWN = 20
+"""How many broken files an error lists."""
+
 LAYOUTS = """expected one of
   {root}/{images}/            pictures
   {root}/images/{images}/     pictures
@@ -60,6 +67,23 @@ class Batch:
         return Batch(images, [{k: v.pin_memory() for k, v in target.items()} for target in self.targets], self.broken)
 
 
+class BoundedLoader(DataLoader):
+    """Stops a training in which too many different pictures turn out to be unreadable."""
+
+    def __init__(self, dataset: DetectionDataset, **options):
+        self.broken = {}
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.broken.update(dict.fromkeys(batch.broken))
+            if self.dataset.training and len(self.broken) > self.dataset.limits.files:
+                listed = "\n  ".join(["; the first:", *self.broken][: SHOWN + 1])
+                remedy = "`python -m datasets.validate` finds all of them; data.broken.files allows more"
+                raise BrokenPictureError(f"{len(self.broken)} pictures cannot be read; {remedy}{listed}")
+            yield batch
+
+
 def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False) -> DetectionDataset:
     """A split of the data that `cfg.data` names.
 
@@ -68,10 +92,18 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
         seed, cached: see DetectionDataset.
 
     Raises:
-        ConfigError: the folder or the file is not there, or holds no usable annotations.
+        ConfigError: the folder or the file is not there, holds no usable annotations, or no picture of its own.
     """
     data = cfg.data
+    limits = call(Limits, data.get("broken", {}), where=f"{where_of(data)}.broken")
+    if not isinstance(data.root, str):
+        raise ConfigError(
+            f"{where_of(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
+        )
     node, root = data[split], Path(data.root)
+    if not isinstance(node, Mapping):
+        where = f"{where_of(data)}.{split}"
+        raise ConfigError(f"{where}: expected dict(images=FOLDER, annotations=FILE), found {node!r}")
     if data.root == "shapes":
         root = Path("data/shapes")
         if is_main():
@@ -86,17 +118,39 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where_of(node)}: {error}") from error
     training = split == "train"
-    rules, transform = (data.augment, TrainTransform) if training else (data.resize, EvalTransform)
-    transform = call(transform, rules, where=where_of(rules))
-    return DetectionDataset(annotations, images, transform, training, seed, cached)
+    rules, transform = ("augment", TrainTransform) if training else ("resize", EvalTransform)
+    transform = call(transform, data[rules], where=f"{where_of(data)}.{rules}")
+    return DetectionDataset(annotations, images, transform, training, seed, cached, limits)
+
+
+def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Problem]:
+    """What is wrong with a data set, as far as can be told without opening a picture.
+
+    Args:
+        queries: objects that the model can find in a picture; None if that is not known.
+
+    Raises:
+        ConfigError: none of the pictures are there, or fewer than training could do with.
+    """
+    found, limit = dataset.annotations, dataset.limits.files
+    exists, missing = check_files(found.names, dataset.folder)
+    absent = (~exists).nonzero()[0]
+    if len(absent) == len(found) or (dataset.training and len(absent) > limit):
+        count = "none" if len(absent) == len(found) else f"only {len(found) - len(absent)}"
+        place = f"{count} of its {len(found)} pictures are in {dataset.folder}; missing: {found.name(absent[0])}, ..."
+        remedy = "`python -m datasets.validate --fix` writes a copy without them; data.broken.files allows more"
+        raise ConfigError(f"{found.file}: {place} Is it the right folder? {remedy}")
+    return [*found.problems, *check_boxes(found, queries), *missing]
 
 
 def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches of this process's share of a data set; in training shuffled, without a smaller last one.
 
     Raises:
-        ConfigError: a process has fewer training pictures than one batch.
+        ConfigError: a size that is none, or a process has fewer training pictures than one batch.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise ConfigError(f"data.batch_size or data.eval_batch_size = {batch_size!r} must be a whole number, 1 or more")
     if dataset.training:
         sampler = TrainSampler(len(dataset), rank(), world_size(), dataset.seed)
         if len(sampler) < batch_size:
@@ -106,7 +160,7 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
             )
     else:
         sampler = EvalSampler(len(dataset), rank(), world_size())
-    return DataLoader(
+    return BoundedLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -119,10 +173,16 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
         # A generator of its own: by default, starting an epoch would draw from the one that dropout draws from, and an
         # epoch that is gone on with would not be one that is started once.
         generator=torch.Generator(),
+        # A forked worker reads the annotations where they are; any other way copies them. Python 3.14 would not fork.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 
 def _prepare_worker(worker: int):
-    """Workers decode one picture each; threads inside them would only get in each other's way."""
+    """Workers decode one picture each; threads inside them would only get in each other's way.
+
+    What they inherit is kept from the garbage collector: it writes into every object, and so would copy all of them.
+    """
     torch.set_num_threads(1)
+    gc.freeze()
     ignore_requests()

@@ -65,6 +65,8 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
         ConfigError: names the file, the part and the option that is wrong.
     """
     node = cfg.model
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{where_of(cfg)}: model: expected a dict with the parts of a detector, found {node!r}")
     whole = "type" in node  # a model that the five stages do not describe
     detector = PARTS.build(node) if whole else _of_five_stages(node)
     chosen = cfg.get("checkpointing", ())
@@ -89,6 +91,8 @@ def _of_five_stages(node: ConfigDict) -> Detector:
             continue
         if key not in taken:
             raise ConfigError(f"{where_of(node)}: no part has an option '{key}'; {nearest(key, (*STAGES, *taken))}")
+        if type(value) is int and value < 1:
+            raise ConfigError(f"{where_of(node)}: {key}={value} must be 1 or more")
         typed = isinstance(value, Mapping) and "type" in value
         shared[key] = _shared_factory(value, shared) if typed else value
     backbone = PARTS.build(node.backbone, **shared)
@@ -109,6 +113,8 @@ def build_criterion(cfg: ConfigDict) -> nn.Module:
     for key in node:
         if key not in CRITERION:
             raise ConfigError(f"{where_of(node)}: no option '{key}'; {nearest(key, CRITERION)}")
+        if not isinstance(node[key], Mapping):
+            raise ConfigError(f"{where_of(node)}: {key}: expected a dict, found {node[key]!r}")
     return Criterion(
         matcher=PARTS.build(node.matcher),
         losses={name: PARTS.build(loss) for name, loss in node.losses.items()},

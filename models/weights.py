@@ -1,6 +1,8 @@
 """Weights from files into detectors, whichever names they were saved under."""
 
 import logging
+import re
+from collections import Counter
 
 from torch import Tensor, nn
 
@@ -8,6 +10,12 @@ from models.official_keys import convert_official, convert_scrl
 from util.checkpoint import CheckpointError, describe, load_strictly, load_what_fits, read_checkpoint, weights_of
 
 log = logging.getLogger(__name__)
+
+SHOWN = 8
+"""How many names of weights a message lists of a kind."""
+
+FEW, LARGE = 5_000, 20_000_000
+"""Pictures and parameters: training more parameters on fewer pictures needs pretrained weights."""
 
 
 def our_names(detector: nn.Module, weights: dict[str, Tensor], family: str | None, source: str) -> dict[str, Tensor]:
@@ -45,19 +53,75 @@ def load_checkpoint(detector: nn.Module, content: dict, family: str | None, sour
     load_strictly(detector, our_names(detector, weights_of(content), family, source), source)
 
 
-def load_for_finetuning(detector: nn.Module, source: str, family: str | None, ignored: list[str]):
-    """Fills what fits of a detector from a checkpoint and says what did not.
+def load_for_finetuning(
+    detector: nn.Module, source: str, family: str | None, ignored: list[str], categories: dict | None = None
+):
+    """Fills what fits of a detector from a checkpoint and says what became of every weight.
 
     Args:
         source: a file or a URL.
         family: as in `our_names`.
         ignored: weights whose name, official or ours, contains one of these are left out.
+        categories: what the detector is to find, as a checkpoint of ours says it.
+
+    Raises:
+        CheckpointError: nothing fits.
     """
-    weights = weights_of(read_checkpoint(source))
+    content = read_checkpoint(source)
+    weights = weights_of(content)
     kept = {key: value for key, value in weights.items() if not any(name in key for name in ignored)}
-    problems = load_what_fits(detector, our_names(detector, kept, family, source), ignored)
-    log.info("%s: left out by --finetune_ignore: %d weights", source, len(weights) - len(kept))
-    log.info("%s: not loaded:\n%s", source, describe(problems) or "  everything else was")
+    named = our_names(detector, kept, family, source)
+    problems = load_what_fits(detector, named, ignored)
+    problems["ignored"] += [key for key in weights if key not in kept]
+    problems["missing"] = [key for key in problems["missing"] if key not in problems["ignored"]]
+    fresh = {key.split(" ")[0] for key in problems["mis-shaped"]} | set(problems["missing"]) | set(problems["ignored"])
+    loaded = [key for key in detector.state_dict() if key in named and key not in fresh]
+    if not loaded:
+        raise CheckpointError(f"{source}: none of its {len(weights)} weights fit this model:\n{describe(problems)}")
+    log.info("%s:\n%s", source, _table(detector, loaded, problems))
+    theirs = content.get("categories")
+    if categories and theirs and theirs != categories and any("class_embed" in key for key in loaded):
+        log.warning(
+            "%s: was trained for other classes (%s, ...), and just as many; --finetune_ignore class_embed label_embed "
+            "starts their weights anew",
+            source,
+            ", ".join(name for name in theirs["names"] if name)[:60],
+        )
+
+
+def _table(detector: nn.Module, loaded: list[str], problems: dict[str, list[str]]) -> str:
+    """How many weights of each part were loaded, stay as initialised, or are in the file alone; names of the latter."""
+    ours = [key for key in detector.state_dict() if not key.endswith("num_batches_tracked")]
+    counts = [Counter(key.split(".")[0] for key in keys) for keys in (loaded, set(ours) - set(loaded))]
+    lines = [f"{'':<12}{'loaded':>8}{'new':>8}"]
+    lines += [
+        f"{part:<12}{counts[0][part]:>8}{counts[1][part]:>8}" for part in dict.fromkeys(k.split(".")[0] for k in ours)
+    ]
+    titles = {
+        "mis-shaped": "new, since their shapes differ",
+        "missing": "new, since the file lacks them",
+        "ignored": "left out by --finetune_ignore",
+        "unexpected": "in the file alone",
+    }
+    for kind, title in titles.items():
+        names = Counter(re.sub(r"\.\d+(?=\.)", ".*", key) for key in problems[kind])
+        shown = [f"{name} x{times}" if times > 1 else name for name, times in names.items()]
+        more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+        if names:
+            lines.append(f"{title} ({sum(names.values())}): {'; '.join(shown[:SHOWN])}{more}")
+    return "\n".join(lines)
+
+
+def warn_of_scratch(detector: nn.Module, pictures: int):
+    """Says so when a large model is trained on few pictures without any pretrained weights: that has never worked."""
+    size = sum(p.numel() for p in detector.parameters())
+    if detector.backbone.pretrained_source() is None and pictures < FEW and size > LARGE:
+        log.warning(
+            "%.0f M parameters are trained from scratch on %d pictures, which will not find much: give "
+            "--pretrain_model_path, name weights in model.backbone.pretrained, or take a model of config/small",
+            size / 1e6,
+            pictures,
+        )
 
 
 def load_pretrained_backbone(detector: nn.Module):

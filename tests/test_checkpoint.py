@@ -87,19 +87,11 @@ def test_weights_as_safetensors(tmp_path, averaged):
         convert(tmp_path / "empty.pth", tmp_path / "b.safetensors", averaged)
 
 
-def test_files_that_are_no_checkpoints_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        read_checkpoint(tmp_path / "absent.pth")
-    (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(CheckpointError, match="text.pth"):
-        read_checkpoint(tmp_path / "text.pth")
+def test_a_truncated_file_is_named(tmp_path):
     save_checkpoint({"w": torch.zeros(10000)}, tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:20000])
     with pytest.raises(CheckpointError, match="cut.pth: damaged"):
         read_checkpoint(tmp_path / "cut.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="holds a list"):
-        read_checkpoint(tmp_path / "list.pth")
 
 
 def test_the_papers_files_hold_a_namespace(tmp_path):
@@ -172,7 +164,7 @@ def test_finetuning_takes_what_fits(tmp_path, caplog):
     detector = build_detector(load_config(CONFIG, {"model.num_classes": 3}))
     bias = detector.queries.base.head.class_embed.bias.clone()
     load_for_finetuning(detector, str(tmp_path / "seven.pth"), None, ["label_embed"])
-    assert "mis-shaped" in caplog.text
+    assert "new, since their shapes differ (8)" in caplog.text
     assert "ignored (1): queries.label_embed.weight" in caplog.text or "left out by --finetune_ignore: 1" in caplog.text
     assert torch.equal(detector.queries.base.head.class_embed.bias, bias)
     assert torch.equal(detector.encoder.layers[0].linear1.weight, source.encoder.layers[0].linear1.weight)

@@ -10,6 +10,18 @@ DESCRIPTION = """Trains, evaluates and measures detectors on data in COCO format
   python -m torch.distributed.launch --nproc_per_node=8 main.py -c config/..."""
 
 
+def _at_least(limit: int):
+    """A type of whole numbers, for argparse."""
+
+    def number(text: str) -> int:
+        if int(text) < limit:
+            raise argparse.ArgumentTypeError(f"{text} is less than {limit}")
+        return int(text)
+
+    number.__name__ = "whole number"
+    return number
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or a list of words."""
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,8 +38,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     add = data.add_argument
     add("--coco_path", metavar="DIR", help="folder of the data; 'shapes' takes generated pictures (data.root)")
-    add("--batch_size", type=int, metavar="N", help="training pictures per process (data.batch_size)")
-    add("--num_workers", type=int, default=2, metavar="N", help="processes that load pictures (default: 2)")
+    add("--batch_size", type=_at_least(1), metavar="N", help="training pictures per process (data.batch_size)")
+    add("--num_workers", type=_at_least(0), default=2, metavar="N", help="processes that load pictures (default: 2)")
     add("--cache_mode", action="store_true", help="keep the encoded pictures in memory")
 
     weights = parser.add_argument_group("weights")
@@ -63,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--note", default="", metavar="TEXT", help="is written to the log, to recognise a run by")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it; losses stay float32")
-    add("--seed", type=int, default=42, help="of everything random (default: 42)")
+    add("--seed", type=_at_least(0), default=42, help="of everything random (default: 42)")
     add("--deterministic", action="store_true", help="the same numbers every time, or an error that says why not")
     add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch passes it

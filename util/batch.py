@@ -44,8 +44,8 @@ class ImageBatch:
             raise ValueError(f"a batch is a list of (3, h, w) tensors, got shapes {[tuple(i.shape) for i in images]}")
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-        batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-        batch = batch.contiguous(memory_format=torch.channels_last)
+        shape, like = (len(images), images[0].shape[0], height, width), images[0]
+        batch = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last).zero_()
         padding = torch.ones(len(images), height, width, dtype=torch.bool, device=batch.device)
         for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
             batch[i, :, :h, :w] = image

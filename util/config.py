@@ -189,6 +189,16 @@ def load_config(path, options: Mapping | None = None) -> ConfigDict:
     return cfg
 
 
+def find_value(node: Mapping, name: str):
+    """The value of a key wherever it stands under a node, the outermost first; None if it stands nowhere."""
+    if not isinstance(node, Mapping):
+        return None
+    if name in node:
+        return node[name]
+    inner = (find_value(value, name) for value in node.values())
+    return next((value for value in inner if value is not None), None)
+
+
 def dump_config(cfg: ConfigDict) -> str:
     """The config as Python text that `load_config` reads back to the same values."""
     return "".join(f"{key} = {_written(value, len(key) + 3, 0)}\n" for key, value in cfg.to_dict().items())

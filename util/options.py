@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from util.config import ConfigError
-
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -34,10 +32,10 @@ class TrainingOptions:
 
     def __post_init__(self):
         if self.warm_up_step not in (True, False, "auto"):
-            raise ConfigError(f"training.warm_up_step={self.warm_up_step!r} is none of True, False, 'auto'")
-        for name in ("accumulate", "eval_every", "save_every", "keep_checkpoints", "patience"):
+            raise ValueError(f"warm_up_step={self.warm_up_step!r} is none of True, False, 'auto'")
+        for name in ("accumulate", "eval_every", "save_every", "keep_checkpoints", "patience", "print_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}={getattr(self, name)}: has to be 1 or more")
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
 
     def warms_up(self, device: str) -> bool:
         """Whether the largest step is tried first on this device."""

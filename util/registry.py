@@ -1,9 +1,17 @@
 """From a config node to an object: every name in the node is checked against what the object takes."""
 
 import inspect
+import types
+import typing
 from collections.abc import Callable, Mapping
 
 from util.config import ConfigError, nearest, where_of
+
+PLAIN = {
+    int: int, float: int | float, str: str, bool: bool, tuple: tuple | list, list: tuple | list, dict: Mapping,
+    types.NoneType: types.NoneType,
+}  # fmt: skip
+"""Types that options have, and what a config may give for them."""
 
 
 def call(target: Callable, given: Mapping, /, where: str, **shared):
@@ -16,10 +24,12 @@ def call(target: Callable, given: Mapping, /, where: str, **shared):
         shared: values that are handed down to whoever has a parameter of that name.
 
     Raises:
-        ConfigError: a key that `target` does not take, a key that it needs and nobody names, or a combination that it
-            refuses with a ValueError.
+        ConfigError: a key that `target` does not take, a value of another type than it says, a key that it needs and
+            nobody names, or a combination that it refuses with a ValueError.
     """
     name, parameters = target.__name__, named_parameters(target)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: expected a dict with the options of {name}, found {given!r}")
     for key in given:
         if key not in parameters:
             raise ConfigError(f"{where}: {name} has no option '{key}'; {nearest(key, parameters)}")
@@ -27,10 +37,23 @@ def call(target: Callable, given: Mapping, /, where: str, **shared):
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise ConfigError(f"{where}: {name} needs '{key}', which the config does not give")
+        if key in arguments and not _fits(arguments[key], parameter.annotation):
+            wanted = inspect.formatannotation(parameter.annotation)
+            raise ConfigError(f"{where}: {name}: {key}={arguments[key]!r} should be {wanted}")
     try:
         return target(**arguments)
     except ValueError as error:
         raise ConfigError(f"{where}: {name}: {error}") from error
+
+
+def _fits(value, hint) -> bool:
+    """Whether a plain value is of the type that a parameter is annotated with, as far as plain types are concerned."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    hint = typing.get_origin(hint) or hint
+    if callable(value) or hint not in PLAIN:
+        return True
+    return isinstance(value, PLAIN[hint]) and (hint is bool or not isinstance(value, bool))
 
 
 def named_parameters(target: Callable) -> dict[str, inspect.Parameter]:

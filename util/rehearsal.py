@@ -11,9 +11,9 @@ from util.precision import Precision
 OBJECTS = 7
 """In a picture of COCO, on average."""
 REMEDIES = (
-    "Take less memory with --amp, with a smaller --batch_size and training.accumulate to make up for it, with --options "
-    "\"checkpointing=['backbone', 'encoder']\" (their layers are then computed twice instead of kept), or with "
-    "smaller data.augment.scales and data.augment.max_size"
+    "Take less memory with --amp, with a smaller --batch_size and training.accumulate to make up for it, with "
+    "--options \"checkpointing=['backbone', 'encoder']\" (their layers are then computed twice instead of kept), or "
+    "with smaller data.augment.scales and data.augment.max_size"
 )
 
 

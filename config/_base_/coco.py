@@ -15,4 +15,5 @@ data = dict(
         flip=0.5,
     ),
     resize=dict(scale=800, max_size=1333),
+    broken=dict(in_a_row=10, files=100),
 )
