@@ -41,7 +41,7 @@ from models.layers.basic import Recomputable
 from models.layers.scoring import ProposalFeatures
 from models.ops.library import OPERATIONS
 from models.registry import PARTS
-from util.config import ConfigDict, ConfigError, nearest, where_of
+from util.config import ConfigDict, ConfigError, find_value, nearest, where_of
 from util.flops import EVERYTHING
 from util.registry import call
 
@@ -83,6 +83,9 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
 
 
 def _of_five_stages(node: ConfigDict) -> Detector:
+    queries = find_value(node, "num_queries")
+    if type(queries) is int and queries < 1:
+        raise ConfigError(f"{where_of(node)}: num_queries={queries} must be 1 or more")
     taken = PARTS.options()
     # One object for all who ask: Sparse DETR scores its encoder's input and its memory with the same projection.
     shared = {"features": cache(lambda: ProposalFeatures(node.d_model))}

@@ -21,6 +21,7 @@ from util.batch import ImageBatch
 from util.checkpoint import CheckpointError, load_strictly, read_checkpoint
 from util.config import ConfigError, load_config, parse_options
 from util.optim import build_optimizer, build_schedule
+from util.options import TrainingOptions
 from util.registry import call
 
 CONFIG = "config/small/lite_dino_r18_shapes.py"
@@ -303,6 +304,7 @@ def test_missing_pictures_are_found_before_training(root):
         ({"model.encoder.layer.dropout": "some"}, "dropout='some' should be float"),
         ({"model.encoder.num_layers": 2.5}, "num_layers=2.5 should be int"),
         ({"model.encoder.num_layers": True}, "num_layers=True should be int"),
+        ({"model.queries.num_queries": 0}, "model: num_queries=0 must be 1 or more"),
     ],
 )
 def test_models_that_cannot_be_built(change, message):
@@ -338,18 +340,21 @@ def test_losses_that_cannot_be_built(change, message):
             "schedule: build_schedule: kind='poly' is none of step, cosine, onecycle",
         ),
         ("schedule", {"schedule.epochs": "long"}, "epochs='long' should be int"),
+        ("schedule", {"schedule.epochs": 0}, "epochs=0 must be 1 or more"),
+        ("training", {"training.clip_norm": -1.0}, "clip_norm=-1.0 must be above 0"),
+        ("training", {"training.accumulate": 0}, "accumulate=0 must be 1 or more"),
     ],
 )
 def test_recipes_that_make_no_sense(section, change, message):
     model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(1, 1)})
     cfg = load_config(CONFIG, change)
-    more = (
-        {"model": model}
-        if section == "optimizer"
-        else {"optimizer": torch.optim.SGD(model.parameters(), 1), "steps_per_epoch": 1}
-    )
+    target, more = {
+        "optimizer": (build_optimizer, {"model": model}),
+        "schedule": (build_schedule, {"optimizer": torch.optim.SGD(model.parameters(), 1), "steps_per_epoch": 1}),
+        "training": (TrainingOptions, {}),
+    }[section]
     with pytest.raises(ConfigError, match=message):
-        call(build_optimizer if section == "optimizer" else build_schedule, cfg[section], where=section, **more)
+        call(target, cfg[section], where=section, **more)
 
 
 @pytest.mark.parametrize(

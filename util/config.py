@@ -200,17 +200,8 @@ def find_value(node: Mapping, name: str):
 
 
 def dump_config(cfg: ConfigDict) -> str:
-    """The config as Python text that `load_config` reads back to the same values."""
-    return "".join(f"{key} = {_written(value, len(key) + 3, 0)}\n" for key, value in cfg.to_dict().items())
+    """The config as Python text that `load_config` reads back to the same values. Takes a second: keep it."""
+    from yapf.yapflib.yapf_api import FormatCode
 
-
-def _written(value, column: int, indent: int) -> str:
-    """A plain value as Python text: on one line where that ends before column 120, else with one line per item."""
-    text = repr(value)
-    if column + len(text) < 120 or not isinstance(value, dict | list | tuple) or not value:
-        return text
-    heads = [f"{key!r}: " for key in value] if isinstance(value, dict) else [""] * len(value)
-    items = value.values() if isinstance(value, dict) else value
-    start = "\n" + " " * (indent + 4)
-    lines = [f"{start}{h}{_written(v, indent + 4 + len(h), indent + 4)}," for h, v in zip(heads, items, strict=True)]
-    return text[0] + "".join(lines) + "\n" + " " * indent + text[-1]
+    lines = "\n".join(f"{key} = {value!r}" for key, value in cfg.to_dict().items())
+    return FormatCode(lines + "\n", style_config={"based_on_style": "pep8", "column_limit": 120})[0]

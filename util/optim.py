@@ -61,6 +61,8 @@ def build_schedule(
     """
     if kind not in KINDS:
         raise ValueError(f"kind='{kind}' is none of {', '.join(KINDS)}")
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs} must be 1 or more")
     total = max(1, steps_per_epoch * epochs)
     if kind == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]

@@ -33,6 +33,8 @@ class TrainingOptions:
     def __post_init__(self):
         if self.warm_up_step not in (True, False, "auto"):
             raise ValueError(f"warm_up_step={self.warm_up_step!r} is none of True, False, 'auto'")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm} must be above 0, or None")
         for name in ("accumulate", "eval_every", "save_every", "keep_checkpoints", "patience", "print_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
