@@ -248,7 +248,7 @@ def harness(name, *words):
 
 
 def test_trainings_that_are_killed_go_on_exactly():
-    said = harness("kill", "--kills", "1", "--processes", "1", "2")
+    said = harness("kill", "--kills", "1", "--processes", "1", "2", "--pictures", "12")
     assert said.count("bit for bit") == 2
 
 

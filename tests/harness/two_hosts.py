@@ -3,8 +3,8 @@
 usage: python -m tests.harness.two_hosts     (as root, on Linux with iproute2)
 
 The hosts are two network namespaces with an address each, joined by a virtual cable, and share a file system. Each runs
-torchrun --nnodes=2 --max_restarts. The cable is pulled, everything on the second host is killed, the cable is put back
-and the second host's command is started again; nobody touches the first host.
+torchrun --nnodes=2 --max_restarts. Everything on the second host is killed, as if its power had gone, and its cable is
+pulled; then the cable is put back and the second host's command is started again. Nobody touches the first host.
 """
 
 import argparse
@@ -58,6 +58,8 @@ def start(host: int, arguments: list[str], output: Path) -> subprocess.Popen:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "GLOO_SOCKET_IFNAME": name(host),
+        # Else a torchrun that comes back waits for an address that the one that stayed has told already (PyTorch 2.15).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     words = ["ip", "netns", "exec", name(host), sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
     words += ["--nproc_per_node=1", "--max_restarts=3", "--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:{PORT}"]
@@ -98,10 +100,10 @@ def cut_in_the_middle(hosts: list[subprocess.Popen], arguments: list[str], outpu
         if hosts[0].poll() is not None:
             sys.exit((output / "host0.txt").read_text()[-4000:])
         time.sleep(0.01)
-    cable(1, "down")
-    time.sleep(CUT_SECONDS)
     kill_everything_on(1)
+    cable(1, "down")
     hosts[1].wait()
+    time.sleep(CUT_SECONDS)
     cable(1, "up")
     hosts[1] = start(1, arguments, output)
 
