@@ -19,6 +19,7 @@ from util.checkpoint import CheckpointError
 from util.config import ConfigError
 from util.flops import count_by_part, count_gmacs, count_operations_by_part
 from util.optim import build_optimizer
+from util.precision import Precision
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent.name != "_base_")
@@ -227,6 +228,16 @@ def test_suppression_of_overlapping_detections():
     assert len(everything["scores"]) == 60
     assert sorted(kept["labels"].tolist()) == [0, 1, 2, 3, 4]  # every class keeps its best
     assert len(few["scores"]) == 7
+
+
+@pytest.mark.parametrize(("kind", "said"), [("avx2", True), ("avx512_bf16", False), ("amx_bf16", False)])
+def test_emulated_half_precision_is_warned_of(monkeypatch, caplog, kind, said):
+    found = {"architecture": "x86_64", kind: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    Precision("cpu", amp=False)
+    assert not caplog.records
+    Precision("cpu", amp=True)
+    assert ("no instructions for bfloat16" in caplog.text) == said
 
 
 def test_one_detection_for_every_query():

@@ -1,10 +1,19 @@
 """In which number format a step computes."""
 
 import contextlib
+import logging
 import math
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this CPU is known to lack instructions for bfloat16, which then is slower than float32, not faster."""
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+    return found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 class Precision:
@@ -19,6 +28,8 @@ class Precision:
         half = device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         self.device, self.amp = device, amp
         self.dtype = torch.float16 if half else torch.bfloat16
+        if amp and device == "cpu" and emulates_bfloat16():
+            log.warning("this CPU has no instructions for bfloat16: without --amp all is faster, and more precise")
         self.scaler = torch.amp.GradScaler(device, enabled=amp and half)
 
     def autocast(self) -> contextlib.AbstractContextManager:
