@@ -81,7 +81,7 @@ def draw_box(shown: Image.Image, box: Tensor):
     cx, cy, w, h = box.tolist()
     corners = ((cx - w / 2) * shown.width, (cy - h / 2) * shown.height)
     ends = ((cx + w / 2) * shown.width, (cy + h / 2) * shown.height)
-    ImageDraw.Draw(shown).rectangle((*corners, *ends), outline="#3cff6e", width=2)
+    ImageDraw.Draw(shown).rectangle((*corners, *ends), outline="#ffe14a", width=2)
 
 
 def draw_sampling(picture: Image.Image, sampling: LayerSampling, query: int, box: Tensor | None = None) -> Image.Image:
@@ -97,6 +97,7 @@ def draw_sampling(picture: Image.Image, sampling: LayerSampling, query: int, box
     pen, size = ImageDraw.Draw(shown), np.array(shown.size)
     locations, weights = sampling.locations[query], sampling.weights[query]
     for level in range(weights.shape[1]):
+        pen.text((6, shown.height - 14 * (weights.shape[1] - level)), f"level {level}", fill=COLOURS[level])
         points, shares = locations[:, level].flatten(0, 1).numpy() * size, weights[:, level].flatten().numpy()
         for (x, y), share in zip(points, shares, strict=True):
             radius = 1 + 22 * float(share) ** 0.5

@@ -45,7 +45,7 @@ def main():
         pen = ImageDraw.Draw(picture)
         for score, label, box in zip(*detector(picture), strict=True):
             if score >= args.score:
-                print(f"{path}: {detector.name(label)} {score:.2f} at {box.round(1).tolist()}")
+                print(f"{path}: {detector.name(label)} {score:.2f} at {box.round().astype(int).tolist()}")
                 pen.rectangle((*box[:2], *box.clip(box[[0, 1, 0, 1]])[2:]), outline="red", width=2)
                 pen.text(box[:2], f"{detector.name(label)} {score:.2f}", fill="red")
         if args.output_dir:
