@@ -1,12 +1,15 @@
-"""Checkpoints of the papers' own repositories: their key names in ours, one table of rules a family.
+"""Checkpoints of the papers' repositories and of transformers: their key names in ours, one table of rules a family.
 
 A rule is a regular expression at the head of a key and what replaces it; None drops the key, which is known to be a
-second name of another one; several names are those of one module that stands in several places. Every key must match
-exactly one rule.
+second name of another one; several names are those of one module that stands in several places, of which the first is
+the key's own and the others hold unless another key says otherwise. Names that end in #0, #1, ... are pieces of one
+tensor. Every key must match exactly one rule.
 """
 
 import re
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from util.config import ConfigError, nearest
@@ -80,7 +83,89 @@ PNP_DETR = {
 
 H_DETR = {**DEFORMABLE_DETR, r"^query_embed\.weight$": "queries.init.embed_content.weight"}
 
+# ----------------------------------------------------------------------------------------------------- transformers
+# As its files on the hub are named, by releases before 5 and by save_pretrained since. A backbone is timm's ResNet,
+# named as torchvision's, or transformers' own, which counts stages and convolutions from 0. Positions must be sines.
+
+BODY = r"^model\.backbone\.conv_encoder\.model\."
+
+HUGGINGFACE = {
+    rf"{BODY}(?=(conv1|bn1|layer\d)\.)": "backbone.body.",
+    rf"{BODY}embedder\.embedder\.convolution\.": "backbone.body.conv1.",
+    rf"{BODY}embedder\.embedder\.normalization\.": "backbone.body.bn1.",
+    **{
+        rf"{BODY}encoder\.stages\.{stage}\.layers\.(\d+)\.{theirs}\.": rf"backbone.body.layer{stage + 1}.\1.{ours}."
+        for stage in range(4)
+        for theirs, ours in (
+            *((rf"layer\.{i}\.convolution", f"conv{i + 1}") for i in range(3)),
+            *((rf"layer\.{i}\.normalization", f"bn{i + 1}") for i in range(3)),
+            (r"shortcut\.convolution", "downsample.0"),
+            (r"shortcut\.normalization", "downsample.1"),
+        )
+    },
+    r"^model\.(en|de)coder\.layers\.(\d+)\.fc([12])\.": r"\1coder.layers.\2.linear\3.",
+    r"^model\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"encoder.layers.\1.norm1.",
+    r"^model\.encoder\.layers\.(\d+)\.final_layer_norm\.": r"encoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d+)\.final_layer_norm\.": r"decoder.layers.\1.norm3.",
+    r"^model\.query_position_embeddings\.": "queries.embed.",
+}
+
+
+def _projections(theirs: str, ours: str) -> dict[str, str]:
+    """Rules of one attention: the projections of query, key and value are one matrix in PyTorch's, the last is not."""
+    pieces = {
+        rf"^model\.{theirs}\.{part}_proj\.(weight|bias)$": rf"{ours}.in_proj_\2#{i}" for i, part in enumerate("qkv")
+    }
+    return {**pieces, rf"^model\.{theirs}\.out_proj\.": f"{ours}.out_proj."}
+
+
+HUGGINGFACE_DENSE = {
+    **HUGGINGFACE,
+    **_projections(r"encoder\.layers\.(\d+)\.self_attn", r"encoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layernorm\.": "decoder.norm.",
+    r"^model\.input_projection\.": "neck.proj.",
+    r"^class_labels_classifier\.": "decoder.head.class_embed.",
+    r"^bbox_predictor\.": "decoder.head.bbox_embed.",
+}
+
+HUGGINGFACE_DETR = {
+    **HUGGINGFACE_DENSE,
+    **_projections(r"decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attn"),
+    **_projections(r"decoder\.layers\.(\d+)\.encoder_attn", r"decoder.layers.\1.multihead_attn"),
+}
+
+HUGGINGFACE_CONDITIONAL_DETR = {
+    **HUGGINGFACE_DENSE,
+    r"^model\.decoder\.layers\.(\d+)\.((sa|ca)_\w+_proj)\.": r"decoder.layers.\1.\2.",
+    r"^model\.decoder\.layers\.(\d+)\.self_attn\.out_proj\.": r"decoder.layers.\1.self_attn.out_proj.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.out_proj\.": r"decoder.layers.\1.cross_attn.out_proj.",
+    r"^model\.decoder\.(ref_point_head|query_scale)\.": r"decoder.\1.",
+}
+
+# A file may leave out what equals the first head, and store heads under one of two names or under both.
+HUGGINGFACE_DEFORMABLE_DETR = {
+    **HUGGINGFACE,
+    r"^model\.input_proj\.": "neck.proj.",
+    r"^model\.level_embed$": "neck.level_embed",
+    r"^model\.encoder\.layers\.(\d+)\.self_attn\.": r"encoder.layers.\1.self_attn.",
+    **_projections(r"decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.": r"decoder.layers.\1.cross_attn.",
+    r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.reference_points\.": "queries.reference_points.",
+    r"^model\.(enc_output|enc_output_norm)\.": r"queries.features.\1.",
+    r"^model\.(pos_trans|pos_trans_norm)\.": r"queries.init.\1.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.0\.": tuple(rf"decoder.heads.{i}.\2_embed." for i in range(6)),
+    r"^(model\.decoder\.)?(class|bbox)_embed\.([1-5])\.": r"decoder.heads.\3.\2_embed.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
+}
+
 FAMILIES = {
+    "huggingface_detr": HUGGINGFACE_DETR,
+    "huggingface_conditional_detr": HUGGINGFACE_CONDITIONAL_DETR,
+    "huggingface_deformable_detr": HUGGINGFACE_DEFORMABLE_DETR,
     "deformable_detr": DEFORMABLE_DETR,
     "dino": DINO,
     "lite_dino": DINO,
@@ -108,14 +193,15 @@ def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Te
     """A family's official state dict under our key names, complete for a strict load.
 
     Args:
-        state_dict: as the paper's repository saves it, with or without the prefix "module." of its wrapper.
+        state_dict: as the paper's repository or transformers saves it, with or without the prefix "module." of a
+            wrapper.
         family: a key of FAMILIES.
 
     Raises:
         ConfigError: there is no table for the family.
         KeyError: keys that this family does not have, listed together.
     """
-    table, converted, unknown = _table(family), {}, []
+    table, converted, second, unknown = _table(family), {}, {}, []
     for key, value in state_dict.items():
         key = key.removeprefix("module.")
         if DERIVED.search(key):
@@ -125,12 +211,39 @@ def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Te
             unknown.append(key)
         elif rules[0][1] is not None:
             pattern, names = rules[0]
-            for name in (names,) if isinstance(names, str) else names:
-                converted[re.sub(pattern, name, key)] = value
+            first, *others = (names,) if isinstance(names, str) else names
+            converted[re.sub(pattern, first, key)] = value
+            second |= {re.sub(pattern, name, key): value for name in others}
     if unknown:
         more = f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""
         raise KeyError(f"not keys of an official {family} checkpoint: {', '.join(unknown[:12])}{more}")
-    return converted
+    return _joined({**second, **converted})
+
+
+def huggingface_family(keys: Iterable[str]) -> str | None:
+    """The family whose table fits the keys of a file of transformers; None for keys of anybody else.
+
+    A model that has no table here is taken for a DETR, and `convert_official` names the keys that are foreign to it.
+    """
+    keys = set(keys)
+    if not any(key.startswith("model.backbone.") for key in keys):
+        return None
+    if "model.level_embed" in keys:
+        return "huggingface_deformable_detr"
+    conditional = any(key.startswith("model.decoder.query_scale.") for key in keys)
+    return "huggingface_conditional_detr" if conditional else "huggingface_detr"
+
+
+def _joined(converted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pieces NAME#0, NAME#1, ... become NAME, one below the other; a tensor without pieces stays."""
+    whole, pieces = {}, {}
+    for name, value in sorted(converted.items()):
+        stem, is_piece, _ = name.partition("#")
+        if is_piece:
+            pieces.setdefault(stem, []).append(value)
+        else:
+            whole[name] = value
+    return whole | {name: torch.cat(values) for name, values in pieces.items()}
 
 
 def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import Tensor, nn
 
-from models.official_keys import convert_official, convert_scrl
+from models.official_keys import convert_official, convert_scrl, huggingface_family
 from util.checkpoint import CheckpointError, describe, load_strictly, load_what_fits, read_checkpoint, weights_of
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ FEW, LARGE = 5_000, 20_000_000
 
 
 def our_names(detector: nn.Module, weights: dict[str, Tensor], family: str | None, source: str) -> dict[str, Tensor]:
-    """Weights under our names, from a checkpoint of ours or a paper's; says which it was.
+    """Weights under our names, from a checkpoint of ours, of a paper's or of transformers; says which it was.
 
     Args:
         detector: tells what our names are.
@@ -29,6 +29,7 @@ def our_names(detector: nn.Module, weights: dict[str, Tensor], family: str | Non
     Raises:
         CheckpointError: keys that neither we nor the family have.
     """
+    family = huggingface_family(weights) or family
     shared = weights.keys() & detector.state_dict().keys()
     if family is None or len(shared) > len(weights) / 2:
         log.info("%s: a checkpoint of this project, %d weights", source, len(weights))

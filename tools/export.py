@@ -1,0 +1,231 @@
+"""Turns a checkpoint into a program that runs without this project: ONNX, or torch.export's .pt2.
+
+usage: python tools/export.py --checkpoint best.pth --output model.onnx [--size H W] [--with_processing] [-c CONFIG] ...
+
+The program takes pictures of one size: images (B, 3, H, W), resized and normalised; it answers logits (B, Q, K) and
+boxes (B, Q, 4) as cx, cy, w, h in (0, 1). With --with_processing it takes one RGB picture (h, w, 3) uint8 of any size,
+which it stretches to H x W, and answers scores (n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the picture's
+pixels, best first; tools/run_onnx.py runs such a file. Deformable attention is written out in plain PyTorch.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from datasets.transforms import MEAN, STD
+from models.detector import Detector
+from models.ops.ms_deform_attn import BACKENDS
+from models.restore import restore_detector
+from util.batch import ImageBatch
+from util.checkpoint import CheckpointError
+from util.config import ConfigError, parse_options
+
+OPSET = 18
+TOLERANCE = 1e-4
+REGIONS = "how many regions it looks at depends on the picture, and an exported program has fixed shapes"
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported as asked; the message names it and says why."""
+
+
+class OnImages(nn.Module):
+    """A detector for pictures of one size: images (B, 3, H, W) -> logits (B, Q, K) and boxes (B, Q, 4)."""
+
+    outputs = ("logits", "boxes")
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.detector(whole(images))
+        return output.logits, output.boxes
+
+
+class OnPicture(nn.Module):
+    """A detector from pixel to pixel: an RGB picture (h, w, 3) uint8 -> scores (n,), labels (n,), boxes (n, 4).
+
+    Args:
+        detector, postprocess: as from `models.restore.restore_detector`.
+        size: height and width that every picture is stretched to.
+    """
+
+    outputs = ("scores", "labels", "boxes")
+
+    def __init__(self, detector: nn.Module, postprocess: Callable, size: tuple[int, int]):
+        super().__init__()
+        self.detector, self.postprocess, self.size = detector, postprocess, size
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        height, width, _ = picture.shape
+        down, across = resizing(height, self.size[0]), resizing(width, self.size[1])
+        pixels = down @ picture.permute(2, 0, 1).float() @ across.T
+        output = self.detector(whole((pixels / 255 - self.mean)[None] / self.std))
+        sizes = torch.cat([torch.full((1, 1), side, dtype=torch.float32) for side in (height, width)], 1)
+        (found,) = self.postprocess(output, sizes)
+        return found["scores"], found["labels"], found["boxes"]
+
+
+def whole(images: Tensor) -> ImageBatch:
+    """(B, 3, H, W) as a batch without padding."""
+    count, _, height, width = images.shape
+    padding = torch.zeros(count, height, width, dtype=torch.bool)
+    return ImageBatch(images, padding, ((height, width),) * count)
+
+
+def resizing(old: int, new: int) -> Tensor:
+    """(new, old) weights that resize an axis as Pillow's bilinear filter does, which widens where it shrinks."""
+    step = torch.full((), old, dtype=torch.float32) / new  # a tensor: an exported program does not know `old`
+    reach = step.clamp(min=1)
+    centres = (torch.arange(new, dtype=torch.float32) + 0.5) * step
+    weights = (1 - (torch.arange(old, dtype=torch.float32) + 0.5 - centres[:, None]).abs() / reach).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+@contextlib.contextmanager
+def in_plain_pytorch() -> Iterator[None]:
+    """Deformable attention takes the path that consists of PyTorch's own operators."""
+    saved = dict(BACKENDS)
+    BACKENDS.clear()
+    BACKENDS["reference"] = saved["reference"]
+    try:
+        yield
+    finally:
+        BACKENDS.clear()
+        BACKENDS.update(saved)
+
+
+def check_exportable(name: str, detector: nn.Module, postprocess: Callable, with_processing: bool):
+    """Raises ExportError for what no program of fixed shapes can compute."""
+    if not isinstance(detector, Detector):
+        raise ExportError(f"{name}: {type(detector).__name__} cannot be exported: {REGIONS}")
+    if with_processing and getattr(postprocess, "nms_iou", None) is not None:
+        raise ExportError(
+            f"{name}: postprocess.nms_iou={postprocess.nms_iou} cannot be exported, since how many detections it drops "
+            "depends on the picture; --options postprocess.nms_iou=none leaves it out"
+        )
+
+
+def capture(model: OnImages | OnPicture, example: Tensor) -> torch.export.ExportedProgram:
+    """The program of torch.export for tensors like the example; a picture's height and width stay free."""
+    free = None
+    if isinstance(model, OnPicture):
+        free = ({0: torch.export.Dim("height", min=2), 1: torch.export.Dim("width", min=2)},)
+    with in_plain_pytorch(), torch.no_grad():
+        return torch.export.export(model.eval(), (example,), dynamic_shapes=free)
+
+
+def write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict):
+    """A .pt2 file for torch.export.load; the facts lie beside the program as facts.json."""
+    torch.export.save(program, path, extra_files={"facts.json": json.dumps(facts)})
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict, names: tuple[str, ...], opset: int):
+    """An ONNX file; the facts are in its metadata."""
+    # The optimiser of onnxscript has left programs with undefined names; onnxruntime has its own.
+    options = {"optimize": False, "opset_version": opset, "verbose": False}
+    exported = torch.onnx.export(program, dynamo=True, input_names=names[:1], output_names=names[1:], **options)
+    exported.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    exported.save(path)
+
+
+def run_file(path: Path, example: Tensor) -> list[Tensor]:
+    """What the written program answers; raises ModuleNotFoundError where there is no onnxruntime for an ONNX file."""
+    if path.suffix == ".pt2":
+        return list(torch.export.load(path).module()(example))
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns about every constant that it cannot fold
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: example.numpy()})]
+
+
+def export(model: OnImages | OnPicture, example: Tensor, path: Path, facts: dict, opset: int = OPSET) -> float:
+    """Writes a program, runs what was written, and compares.
+
+    Args:
+        example: what the model takes; all but a picture's height and width are fixed by it.
+        path: .onnx or .pt2.
+        facts: plain values by name that go into the file: the classes' names, the size.
+
+    Returns:
+        the largest difference between the program's answers and the model's, on the example; of boxes in pixels, as a
+        share of the largest number.
+    """
+    program = capture(model, example)
+    if path.suffix == ".pt2":
+        write_pt2(program, path, facts)
+    else:
+        write_onnx(program, path, facts, ("picture" if example.dim() == 3 else "images", *model.outputs), opset)
+    with torch.no_grad():
+        pairs = zip(run_file(path, example), model(example), strict=True)
+        return max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in pairs)
+
+
+def example_picture(height: int, width: int) -> Tensor:
+    """(h, w, 3) uint8: smooth waves, on which nothing ties."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    waves = [(x / (7 + c)).sin() + (y / (11 - c) + x / 31).cos() for c in range(3)]
+    return (torch.stack(waves, -1) * 60 + 127).to(torch.uint8)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="file or URL")
+    parser.add_argument("--output", required=True, type=Path, help="the file to write: .onnx or .pt2")
+    parser.add_argument("-c", "--config_file", help="for the papers' own files, which hold no config")
+    parser.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config; need -c")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="default: the config's, as 4 to 3")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--with_processing", action="store_true", help="from an RGB picture to boxes in its pixels")
+    parser.add_argument("--opset", type=int, default=OPSET, help=f"of ONNX; default {OPSET}")
+    args = parser.parse_args(arguments)
+    if args.output.suffix not in (".onnx", ".pt2"):
+        parser.error(f"--output {args.output}: the name must end in .onnx or .pt2")
+    if args.with_processing and args.batch_size != 1:
+        parser.error("--with_processing takes one picture at a time; leave --batch_size out")
+    return args
+
+
+def main(args: argparse.Namespace) -> int:
+    restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options))
+    name = args.config_file or args.checkpoint
+    check_exportable(name, restored.detector, restored.postprocess, args.with_processing)
+    resize = restored.cfg.data.resize
+    size = tuple(args.size or (resize.scale, min(resize.max_size, resize.scale * 4 // 3)))
+    if args.with_processing:
+        model, example = OnPicture(restored.detector, restored.postprocess, size), example_picture(*size)
+    else:
+        model = OnImages(restored.detector)
+        waves = (example_picture(*size).permute(2, 0, 1) / 255 - 0.45) / 0.225
+        example = torch.stack([waves * (1 - 0.1 * i) for i in range(args.batch_size)])
+    facts = {"size": size, "names": restored.categories["names"] if restored.categories else []}
+    try:
+        difference = export(model, example, args.output, facts, args.opset)
+    except ModuleNotFoundError as error:
+        print(f"{args.output}: {error}; pip install onnx onnxscript onnxruntime")
+        return 1
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, differs from the model by {difference:.1e}")
+    if difference > TOLERANCE:
+        print(f"that is more than {TOLERANCE:.0e}: do not use it before you know why")
+    return int(difference > TOLERANCE)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(parse_arguments()))
+    except (CheckpointError, ConfigError, ExportError) as problem:
+        sys.exit(str(problem))
