@@ -195,3 +195,28 @@ def dump_config(cfg: ConfigDict) -> str:
 
     lines = "\n".join(f"{key} = {value!r}" for key, value in cfg.to_dict().items())
     return FormatCode(lines + "\n", style_config={"based_on_style": "pep8", "column_limit": 120})[0]
+
+
+def parse_config(text: str, source: str) -> ConfigDict:
+    """The config that `dump_config` wrote, read without running it: the text may come from a stranger.
+
+    Args:
+        text: lines of `name = literal`, nothing else.
+        source: where it comes from, for messages.
+
+    Raises:
+        ConfigError: the text holds anything but literals.
+    """
+    values = {}
+    try:
+        for statement in ast.parse(text).body:
+            if not isinstance(statement, ast.Assign) or [type(target) for target in statement.targets] != [ast.Name]:
+                raise ValueError(f"line {statement.lineno} is not of the form name = literal")
+            values[statement.targets[0].id] = ast.literal_eval(statement.value)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{source}: its config is not what dump_config writes and is not read: {reason}") from error
+    _check_plain(values, source, "")
+    cfg = ConfigDict(values)
+    _place(cfg, source)
+    return cfg

@@ -1,0 +1,80 @@
+"""A detector out of a checkpoint alone: training writes its config and its classes beside the weights."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from models import build_detector, build_postprocessor
+from models.weights import load_checkpoint
+from util.checkpoint import CheckpointError, averaged_weights, read_checkpoint
+from util.config import ConfigDict, load_config, parse_config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RestoredDetector:
+    """A trained detector and what belongs to it.
+
+    Attributes:
+        detector: in eval mode, on its device.
+        postprocess: (output, sizes (B, 2)) -> results; see models.postprocess.
+        cfg: the config that it was built from.
+        categories: {"ids": [...], "names": [...]} by slot of the classifier; None where the checkpoint does not say.
+    """
+
+    detector: nn.Module
+    postprocess: Callable
+    cfg: ConfigDict
+    categories: dict[str, list] | None
+
+
+def restore_detector(
+    checkpoint: str | Path, config: str | Path | None = None, options: Mapping | None = None, device: str = "cpu"
+) -> RestoredDetector:
+    """Builds the detector that a checkpoint holds and fills it; of weights and their moving average, the average.
+
+    Nothing in the checkpoint is executed, its config neither.
+
+    Args:
+        checkpoint: a file or URL, as `util.checkpoint.read_checkpoint` takes it.
+        config: a config file, to be taken instead of the checkpoint's own. The papers' files need it.
+        options: {path: value} over `config`.
+        device: "cpu" or "cuda".
+
+    Raises:
+        CheckpointError: it cannot be read, holds no config and none is given, or its weights do not fit.
+        ConfigError: a config that cannot be built.
+    """
+    source, content = str(checkpoint), read_checkpoint(checkpoint)
+    categories = _categories(content.get("categories"), source)
+    if config is not None:
+        cfg = load_config(config, options)
+        if categories is not None:
+            cfg.model.num_classes = len(categories["ids"])
+    elif isinstance(content.get("config"), str):
+        cfg = parse_config(content["config"], source)
+    else:
+        remedy = "give the model's with -c, for instance -c config/DINO/dino_4scale_r50.py; docs/models.md lists all"
+        raise CheckpointError(f"{source}: holds no config, as the papers' own files do not; {remedy}")
+    detector = build_detector(cfg)
+    averaged = averaged_weights(content)
+    if averaged is not None:
+        log.info("%s: of its weights and their moving average, the average", source)
+        content = {"model": averaged}
+    load_checkpoint(detector, content, cfg.get("official_keys"), source)
+    return RestoredDetector(detector.eval().to(device), build_postprocessor(cfg), cfg, categories)
+
+
+def _categories(found, source: str) -> dict[str, list] | None:
+    """The classes of a checkpoint, once they are known to be what they should be."""
+    if found is None:
+        return None
+    ids, names = (found.get(key) for key in ("ids", "names")) if isinstance(found, Mapping) else (None, None)
+    sound = isinstance(ids, list) and isinstance(names, list) and len(ids) == len(names)
+    if not sound or not all(isinstance(key, int | None) for key in ids) or not all(isinstance(n, str) for n in names):
+        raise CheckpointError(f"{source}: its 'categories' are not lists of ids and names of one length")
+    return {"ids": ids, "names": names}
