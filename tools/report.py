@@ -1,0 +1,283 @@
+"""Writes one web page about an evaluation: how good the detector is, what its errors are, how it was trained.
+
+usage: python tools/report.py OUTPUT_DIR [--coco_path DIR] [--score S] [--pictures N] [--out FILE.html]
+
+OUTPUT_DIR is that of `main.py ... --eval --save_results`. The page opens from the disk and asks for nothing else.
+"""
+
+import argparse
+import base64
+import io
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from datasets.analysis import SIZES, Analysis, PictureScores, analyse, read_results
+from datasets.coco import BrokenPictureError, DetectionDataset
+from datasets.loader import build_dataset
+from util.config import ConfigDict, ConfigError, parse_config
+from util.svg import Line, line_chart
+from util.visualize import Box, draw_boxes
+
+NUMBERS = {
+    "AP": "precision, mean over IoU 0.50 to 0.95",
+    "AP50": "precision at IoU 0.50",
+    "AP75": "precision at IoU 0.75",
+    "APs": "precision, small objects (area up to 32 x 32 pixels)",
+    "APm": "precision, medium objects (up to 96 x 96 pixels)",
+    "APl": "precision, large objects",
+    "AR1": "recall with one detection a picture",
+    "AR10": "recall with ten detections a picture",
+    "AR100": "recall with a hundred detections a picture",
+    "ARs": "recall, small objects",
+    "ARm": "recall, medium objects",
+    "ARl": "recall, large objects",
+}
+ERRORS = {
+    "classification": "the place of an object (IoU ≥ 0.5), but the wrong class",
+    "localisation": "the right class, but a poor place (IoU 0.1 to 0.5)",
+    "both": "neither the right class nor a good place",
+    "duplicate": "an object that a surer detection has found already",
+    "background": "nothing there (IoU < 0.1 with every object)",
+    "missed": "objects that no detection found, and none of the first two kinds would have",
+}
+SHORT_KINDS = {"classification": "cls", "localisation": "loc", "both": "both", "duplicate": "dupe", "background": "bkg"}
+CURVES = {
+    "loss": ("train_loss", "test_loss", "ema_test_loss"),
+    "average precision": ("test_AP", "test_AP50", "ema_test_AP", "ema_test_AP50"),
+    "learning rate": ("train_lr",),
+}
+SHOWN_CLASSES = 25
+"""A larger confusion matrix, and more curves, are folded away."""
+LONGEST = 560
+"""Pixels of a shown picture's longer side."""
+RIGHT, WRONG = 5, 0
+"""Colours of util.visualize.COLOURS."""
+
+
+class MissingInputError(OSError):
+    """A file that the report needs is not there; the message says what makes it."""
+
+
+def chart(curves: dict[str, np.ndarray], title: str) -> str:
+    """Precision over recall."""
+    recall = np.linspace(0, 1, 101).tolist()
+    lines = [Line(name, recall, values.tolist()) for name, values in curves.items()]
+    return line_chart(lines, title, "recall", "precision", (0, 1), (0, 1))
+
+
+def training_curves(path: Path) -> list[dict]:
+    """Charts of what log.txt tells of every epoch; of one that was run twice, of the later run."""
+    entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+    by_epoch = sorted({entry["epoch"]: entry for entry in entries}.items())
+    charts = []
+    for title, names in CURVES.items():
+        lines = []
+        for name in names:
+            points = [(epoch, entry[name]) for epoch, entry in by_epoch if np.isfinite(entry.get(name, np.nan))]
+            if points:
+                lines.append(Line(name, *map(list, zip(*points, strict=True))))
+        if lines:
+            ends = "; ".join(f"{line.name} {line.ys[-1]:.4g}" for line in lines)
+            label = f"{title} over {len(by_epoch)} epochs, at last {ends}"
+            charts.append({"title": title, "svg": line_chart(lines, label, "epoch", title)})
+    return charts
+
+
+def picture_card(dataset: DetectionDataset, detections: np.ndarray, scores: PictureScores) -> dict | None:
+    """A picture twice, with its truth and with its detections; None if it cannot be read."""
+    try:
+        picture = dataset.picture(scores.index)
+    except BrokenPictureError:
+        return None
+    found, names = dataset.annotations, dict(dataset.annotations.categories.used)
+    factor = min(1.0, LONGEST / max(picture.size))
+    small = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.LANCZOS)
+
+    def box(xywh: np.ndarray, good: bool, text: str) -> Box:
+        x, y, w, h = (float(number) * factor for number in xywh)
+        return Box((x, y, x + w, y + h), RIGHT if good else WRONG, text)
+
+    rows = found.objects(scores.index)
+    truth = list(zip(found.boxes[rows], found.category_ids[rows], scores.objects_found, strict=True))
+    seen = list(zip(detections[scores.detections], scores.kinds, strict=True))
+    truth_boxes = [box(b, good, "" if good else f"missed {names[c]}") for b, c, good in truth]
+    seen_boxes = [
+        box(
+            row[1:5],
+            kind in ("", "ignored"),
+            f"{names[int(row[6])]} {row[5]:.2f} {SHORT_KINDS.get(kind, kind)}".strip(),
+        )
+        for row, kind in reversed(seen)
+    ]
+    kinds = Counter(kind for kind in scores.kinds if kind)
+    return {
+        "name": found.name(scores.index).encode("utf-8", "replace").decode(),
+        "scores": scores,
+        "truth": data_uri(draw_boxes(small, truth_boxes)),
+        "truth_alt": f"Truth: {counted(names[c] for _, c, _ in truth)}; {scores.missed} missed",
+        "found": data_uri(draw_boxes(small, seen_boxes)),
+        "found_alt": f"Detections: {counted(names[int(row[6])] for row, _ in seen)}; {scores.wrong} wrong",
+        "kinds": ", ".join(f"{times} {kind}" for kind, times in kinds.most_common()),
+        "size": small.size,
+    }
+
+
+def counted(names) -> str:
+    """'3 cat, 1 dog', or 'nothing'."""
+    return ", ".join(f"{times} {name}" for name, times in Counter(names).most_common()) or "nothing"
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as part of a page."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=75, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def confusion_rows(analysis: Analysis) -> tuple[list[dict], list[tuple[str, str, int]]]:
+    """The confusion matrix as a table, and its largest entries off the diagonal between classes."""
+    names, table = [entry.name for entry in analysis.classes], analysis.confusion
+    rows = []
+    for place, name in enumerate([*names, None]):
+        total = max(1, int(table[place].sum()))
+        cells = [
+            {"count": int(n), "share": round(45 * n / total), "right": place == c} for c, n in enumerate(table[place])
+        ]
+        rows.append({"name": name, "cells": cells})
+    pairs = [(int(table[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and table[i, j]]
+    return rows, [(names[i], names[j], count) for count, i, j in sorted(pairs, reverse=True)[:15]]
+
+
+def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, str | None]:
+    """Whose numbers eval.json holds last, as results.json does its detections; and what contradicts the analysis."""
+    path = output_dir / "eval.json"
+    if not path.is_file():
+        return None, None
+    name, stored = list(json.loads(path.read_text()).items())[-1]
+    for key, value in analysis.numbers.items():
+        if round(value, 10) != stored.get(key):
+            return name, f"eval.json says {key} {stored.get(key)}, the detections in results.json give {value}"
+    return name, None
+
+
+def build_report(
+    output_dir: Path, cfg: ConfigDict, dataset: DetectionDataset, detections: np.ndarray, score: float, pictures: int
+) -> str:
+    """The page.
+
+    Args:
+        output_dir: of an evaluation.
+        cfg: its config.
+        dataset: that was evaluated on.
+        detections: (D, 7) rows of `CocoEvaluator.detections`.
+        score: of detections that are shown and counted.
+        pictures: how many of the best, and of the worst, are shown at most.
+    """
+    analysis = analyse(dataset.annotations, detections, score)
+    best, worst = analysis.extremes(pictures)
+    cards = [[picture_card(dataset, detections, scores) for scores in some] for some in (best, worst)]
+    weights, contradiction = stored_numbers(output_dir, analysis)
+    rows, confusions = confusion_rows(analysis)
+    benchmark = output_dir / "benchmark.json"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ROOT / "tools"),
+        autoescape=True,  # names of classes and files are anybody's
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    evaluate = command(output_dir, cfg, "--eval --save_results")
+    return environment.get_template("report.html").render(
+        name=output_dir.resolve().name,
+        annotations=dataset.annotations,
+        detections=len(detections),
+        weights={"regular": "the model", "ema": "the model's moving average"}.get(weights, weights),
+        contradiction=contradiction and f"{contradiction}. They are not of one evaluation; run again: {evaluate}",
+        analysis=analysis,
+        meanings=NUMBERS,
+        sizes=SIZES,
+        error_meanings=ERRORS,
+        short_kinds=SHORT_KINDS,
+        highest_cost=max([1e-9, *(error.cost for error in analysis.errors)]),
+        mean_curve=analysis.curves and chart(analysis.curves, "Precision over recall, mean of all classes"),
+        class_curves=[
+            {"name": entry.name, "svg": chart(entry.curves, f"Precision over recall of {entry.name}")}
+            for entry in analysis.classes
+            if entry.curves
+        ],
+        confusion=rows,
+        confusions=confusions,
+        folded=len(analysis.classes) > SHOWN_CLASSES,
+        best=[card for card in cards[0] if card],
+        worst=[card for card in cards[1] if card],
+        unreadable=sum(card is None for some in cards for card in some),
+        training=training_curves(output_dir / "log.txt"),
+        benchmark=json.loads(benchmark.read_text()) if benchmark.is_file() else None,
+        benchmark_command=command(output_dir, cfg, "--benchmark_only"),
+        config=(output_dir / "config.py").read_text(),
+    )
+
+
+def command(output_dir: Path, cfg: ConfigDict, flags: str) -> str:
+    """What makes a missing file."""
+    root = shlex.quote(str(cfg.data.root))
+    config = shlex.quote(str(output_dir / "config.py"))
+    return f"python main.py -c {config} --coco_path {root} --output_dir {shlex.quote(str(output_dir))} {flags}"
+
+
+def read_inputs(output_dir: Path, coco_path: str | None) -> tuple[ConfigDict, DetectionDataset, np.ndarray]:
+    """The config, the data and the detections of an evaluation.
+
+    Raises:
+        MissingInputError, ConfigError, ValueError: what is missing or wrong, and what helps.
+    """
+    path, results = output_dir / "config.py", output_dir / "results.json"
+    if not path.is_file():
+        remedy = f"python main.py -c CONFIG --coco_path COCODIR --output_dir {output_dir} --eval --save_results"
+        raise MissingInputError(f"{path}: not there, so {output_dir} is no folder of a run; this makes one: {remedy}")
+    cfg = parse_config(path.read_text(), str(path))
+    if coco_path is not None:
+        cfg.data.root = coco_path
+    if not results.is_file():
+        raise MissingInputError(
+            f"{results}: not there; it is made by {command(output_dir, cfg, '--eval --save_results')}"
+        )
+    dataset = build_dataset(cfg, "val")
+    return cfg, dataset, read_results(results, dataset.annotations)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 when something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("output_dir", type=Path, metavar="OUTPUT_DIR")
+    add("--coco_path", metavar="DIR", help="where the data is now (default: as the config says)")
+    add("--score", type=float, default=0.3, metavar="S", help="of detections that are shown and counted (default: 0.3)")
+    add("--pictures", type=int, default=6, metavar="N", help="of the best and of the worst (default: 6)")
+    add("--out", type=Path, metavar="FILE", help="default: OUTPUT_DIR/report.html")
+    args = parser.parse_args(arguments)
+    try:
+        inputs = read_inputs(args.output_dir, args.coco_path)
+    except (MissingInputError, ConfigError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    page = build_report(args.output_dir, *inputs, args.score, args.pictures)
+    out = args.out or args.output_dir / "report.html"
+    out.write_text(page, encoding="utf-8", errors="replace")
+    print(f"{out}: {len(page) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
