@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import jinja2
+import jinja2  # comes with torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def picture_card(dataset: DetectionDataset, detections: np.ndarray, scores: Pict
     rows = found.objects(scores.index)
     truth = list(zip(found.boxes[rows], found.category_ids[rows], scores.objects_found, strict=True))
     seen = list(zip(detections[scores.detections], scores.kinds, strict=True))
-    truth_boxes = [box(b, good, "" if good else f"missed {names[c]}") for b, c, good in truth]
+    truth_boxes = [box(b, good, names[c] if good else f"missed {names[c]}") for b, c, good in truth]
     seen_boxes = [
         box(
             row[1:5],
@@ -145,18 +145,21 @@ def data_uri(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def confusion_rows(analysis: Analysis) -> tuple[list[dict], list[tuple[str, str, int]]]:
-    """The confusion matrix as a table, and its largest entries off the diagonal between classes."""
-    names, table = [entry.name for entry in analysis.classes], analysis.confusion
-    rows = []
-    for place, name in enumerate([*names, None]):
+def confusion_rows(analysis: Analysis) -> tuple[list[str], list[dict], list[tuple[str, str, int]]]:
+    """The confusion matrix for a page: its classes, its rows, and what was most often taken for another class.
+
+    Classes without objects and detections are left out.
+    """
+    table, names = analysis.confusion, [entry.name for entry in analysis.classes]
+    used = [place for place in range(len(names)) if table[place].any() or table[:, place].any()]
+    columns, rows = [*used, len(names)], []
+    for place in columns:
         total = max(1, int(table[place].sum()))
-        cells = [
-            {"count": int(n), "share": round(45 * n / total), "right": place == c} for c, n in enumerate(table[place])
-        ]
-        rows.append({"name": name, "cells": cells})
-    pairs = [(int(table[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and table[i, j]]
-    return rows, [(names[i], names[j], count) for count, i, j in sorted(pairs, reverse=True)[:15]]
+        cells = [(int(table[place, c]), round(45 * table[place, c] / total), place == c < len(names)) for c in columns]
+        rows.append({"name": [*names, "nothing"][place], "cells": cells})
+    pairs = [(int(table[i, j]), i, j) for i in used for j in used if i != j and table[i, j]]
+    most = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:15]
+    return [row["name"] for row in rows], rows, [(names[i], names[j], count) for count, i, j in most]
 
 
 def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, str | None]:
@@ -188,7 +191,7 @@ def build_report(
     best, worst = analysis.extremes(pictures)
     cards = [[picture_card(dataset, detections, scores) for scores in some] for some in (best, worst)]
     weights, contradiction = stored_numbers(output_dir, analysis)
-    rows, confusions = confusion_rows(analysis)
+    columns, rows, confusions = confusion_rows(analysis)
     benchmark = output_dir / "benchmark.json"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "tools"),
@@ -206,6 +209,7 @@ def build_report(
         contradiction=contradiction and f"{contradiction}. They are not of one evaluation; run again: {evaluate}",
         analysis=analysis,
         meanings=NUMBERS,
+        absent=[entry.name for entry in analysis.classes if not entry.objects],
         sizes=SIZES,
         error_meanings=ERRORS,
         short_kinds=SHORT_KINDS,
@@ -216,6 +220,7 @@ def build_report(
             for entry in analysis.classes
             if entry.curves
         ],
+        columns=columns,
         confusion=rows,
         confusions=confusions,
         folded=len(analysis.classes) > SHOWN_CLASSES,
