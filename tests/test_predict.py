@@ -13,11 +13,12 @@ from PIL import Image
 from datasets.annotations import read_annotations
 from datasets.categories import COCO
 from datasets.pictures import find_pictures, read_pictures
+from datasets.predictions import Found
 from datasets.shapes import make_shapes
 from models import build_detector
 from models.restore import restore_detector
 from tests.tiny import shrunk
-from tools.predict import Found, Predictor, main
+from tools.predict import Predictor, main
 from util.checkpoint import CheckpointError, save_checkpoint
 from util.config import ConfigError, dump_config
 

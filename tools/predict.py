@@ -9,12 +9,10 @@ In Python: `predictor = Predictor("best.pth"); found = predictor([image])[0]; pr
 
 import argparse
 import itertools
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from datasets.categories import COCO, Categories
 from datasets.coco import BrokenPictureError
 from datasets.pictures import Picture, find_pictures, read_pictures
+from datasets.predictions import Found, Predictions, draw_found
 from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
 from util.checkpoint import CheckpointError
@@ -35,24 +34,8 @@ from util.config import ConfigDict, ConfigError, nearest, parse_options, where_o
 from util.logger import setup_logging
 from util.precision import Precision
 from util.registry import call
-from util.visualize import Box, draw_boxes
 
 log = logging.getLogger("predict")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found on a picture, from the surest to the least sure.
-
-    Attributes:
-        boxes: (n, 4) x0, y0, x1, y1 in pixels.
-        scores: (n,).
-        slots: (n,) of the classifier.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    slots: np.ndarray
 
 
 class Predictor:
@@ -109,9 +92,7 @@ class Predictor:
 
     def draw(self, image: Image.Image, found: Found) -> Image.Image:
         """A copy of the picture with boxes, classes and scores on it; the surest on top."""
-        rows = zip(found.boxes.tolist(), found.scores, found.slots, strict=True)
-        boxes = [Box(tuple(box), int(slot), f"{self.categories.names[slot]} {score:.2f}") for box, score, slot in rows]
-        return draw_boxes(image, boxes[::-1])
+        return draw_found(image, found, self.categories)
 
 
 def categories_of(stored: dict[str, list] | None, cfg: ConfigDict) -> Categories:
@@ -134,63 +115,8 @@ def chosen_slots(categories: Categories, classes: list[str] | None) -> set[int]:
     return {known[name] for name in classes} if classes else set(categories.slots.values())
 
 
-class Results:
-    """Gathers detections and writes them below a folder: predictions.json, and drawn pictures and videos in drawn/."""
-
-    def __init__(self, predictor: Predictor, folder: Path, drawn: bool):
-        self.predictor, self.folder, self.drawn = predictor, folder, folder / "drawn" if drawn else None
-        self.images, self.annotations, self.taken = [], [], set()
-        self.video = self.video_of = None
-        (self.drawn or folder).mkdir(parents=True, exist_ok=True)
-
-    def add(self, picture: Picture, found: Found):
-        """Takes one picture."""
-        image = {"id": len(self.images) + 1, "file_name": picture.name}
-        self.images.append(image | {"width": picture.image.width, "height": picture.image.height})
-        for (x0, y0, x1, y1), score, slot in zip(found.boxes.tolist(), found.scores.tolist(), found.slots, strict=True):
-            entry = {"id": len(self.annotations) + 1, "image_id": image["id"]}
-            entry["category_id"] = self.predictor.categories.ids[slot]
-            entry |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0, "score": score}
-            self.annotations.append(entry)
-        if self.drawn:
-            self._draw(picture, self.predictor.draw(picture.image, found))
-
-    def _draw(self, picture: Picture, drawing: Image.Image):
-        if picture.frame is None:
-            drawing.save(self._free(picture.path, ".jpg"), quality=92)
-            return
-        import cv2
-
-        if self.video_of != picture.path:
-            self._end_video()
-            name, code = str(self._free(picture.path, ".mp4")), cv2.VideoWriter_fourcc(*"mp4v")
-            self.video, self.video_of = cv2.VideoWriter(name, code, picture.rate, drawing.size), picture.path
-        self.video.write(np.ascontiguousarray(np.asarray(drawing)[:, :, ::-1]))
-
-    def _free(self, path: Path, suffix: str) -> Path:
-        """A name that no other picture of this run has."""
-        names = (f"{path.stem}{more}{suffix}" for more in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-        name = next(name for name in names if name not in self.taken)
-        self.taken.add(name)
-        return self.drawn / name
-
-    def _end_video(self):
-        if self.video is not None:
-            self.video.release()
-            self.video = None
-
-    def save(self) -> Path:
-        """Writes the JSON: a COCO annotation file whose objects have a score, so that it can be opened as one."""
-        self._end_video()
-        categories = [{"id": key, "name": name} for key, name in self.predictor.categories.used]
-        content = {"images": self.images, "categories": categories, "annotations": self.annotations}
-        path = self.folder / "predictions.json"
-        path.write_text(json.dumps(content))
-        return path
-
-
-def predict(predictor: Predictor, paths: list[Path], results: Results, batch_size: int = 1) -> list[str]:
-    """Detects on all pictures and hands them to `results`; returns what is wrong with those that were skipped."""
+def predict(predictor: Predictor, paths: list[Path], predictions: Predictions, batch_size: int = 1) -> list[str]:
+    """Detects on all pictures and hands them to `predictions`; returns what is wrong with those that were skipped."""
     skipped = []
 
     def skip(problem: str):
@@ -214,7 +140,7 @@ def predict(predictor: Predictor, paths: list[Path], results: Results, batch_siz
                 detect([picture])
             return None
         for picture, found in zip(batch, answers, strict=True):
-            results.add(picture, found)
+            predictions.add(picture, found)
         return None
 
     remaining = pictures()
@@ -267,14 +193,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointError, ConfigError) as error:
         log.error("%s", error)
         return 2
-    results, start = Results(predictor, Path(args.output_dir), drawn=not args.json_only), time.perf_counter()
+    start = time.perf_counter()
+    predictions = Predictions(predictor.categories, Path(args.output_dir), drawn=not args.json_only)
     try:
-        skipped = predict(predictor, find_pictures(args.pictures), results, args.batch_size)
+        skipped = predict(predictor, find_pictures(args.pictures), predictions, args.batch_size)
     finally:
-        path = results.save()  # what was found until something went wrong, too
-    done, seconds = len(results.images), time.perf_counter() - start
-    log.info("%d pictures in %.1f s, %d skipped, %d detections", done, seconds, len(skipped), len(results.annotations))
-    log.info("%s%s", path, f", drawn: {results.drawn}" if results.drawn else "")
+        path = predictions.save()  # what was found until something went wrong, too
+    done, seconds, detections = len(predictions.images), time.perf_counter() - start, len(predictions.annotations)
+    log.info("%d pictures in %.1f s, %d skipped, %d detections", done, seconds, len(skipped), detections)
+    log.info("%s%s", path, f", drawn: {predictions.drawn}" if predictions.drawn else "")
     return 0 if done else 1
 
 

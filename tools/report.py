@@ -6,28 +6,24 @@ OUTPUT_DIR is that of `main.py ... --eval --save_results`. The page opens from t
 """
 
 import argparse
-import base64
-import io
 import json
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 
 import jinja2  # comes with torch
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from datasets.analysis import SIZES, Analysis, PictureScores, analyse, read_results
-from datasets.coco import BrokenPictureError, DetectionDataset
+from datasets.analysis import SIZES, Analysis, analyse, read_results
+from datasets.cards import SHORT_KINDS, picture_card
+from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset
 from util.config import ConfigDict, ConfigError, parse_config
 from util.svg import Line, line_chart
-from util.visualize import Box, draw_boxes
 
 NUMBERS = {
     "AP": "precision, mean over IoU 0.50 to 0.95",
@@ -51,7 +47,6 @@ ERRORS = {
     "background": "nothing there (IoU < 0.1 with every object)",
     "missed": "objects that no detection found, and none of the first two kinds would have",
 }
-SHORT_KINDS = {"classification": "cls", "localisation": "loc", "both": "both", "duplicate": "dupe", "background": "bkg"}
 CURVES = {
     "loss": ("train_loss", "test_loss", "ema_test_loss"),
     "average precision": ("test_AP", "test_AP50", "ema_test_AP", "ema_test_AP50"),
@@ -59,10 +54,6 @@ CURVES = {
 }
 SHOWN_CLASSES = 25
 """A larger confusion matrix, and more curves, are folded away."""
-LONGEST = 560
-"""Pixels of a shown picture's longer side."""
-RIGHT, WRONG = 5, 0
-"""Colours of util.visualize.COLOURS."""
 
 
 class MissingInputError(OSError):
@@ -94,57 +85,6 @@ def training_curves(path: Path) -> list[dict]:
     return charts
 
 
-def picture_card(dataset: DetectionDataset, detections: np.ndarray, scores: PictureScores) -> dict | None:
-    """A picture twice, with its truth and with its detections; None if it cannot be read."""
-    try:
-        picture = dataset.picture(scores.index)
-    except BrokenPictureError:
-        return None
-    found, names = dataset.annotations, dict(dataset.annotations.categories.used)
-    factor = min(1.0, LONGEST / max(picture.size))
-    small = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.LANCZOS)
-
-    def box(xywh: np.ndarray, good: bool, text: str) -> Box:
-        x, y, w, h = (float(number) * factor for number in xywh)
-        return Box((x, y, x + w, y + h), RIGHT if good else WRONG, text)
-
-    rows = found.objects(scores.index)
-    truth = list(zip(found.boxes[rows], found.category_ids[rows], scores.objects_found, strict=True))
-    seen = list(zip(detections[scores.detections], scores.kinds, strict=True))
-    truth_boxes = [box(b, good, names[c] if good else f"missed {names[c]}") for b, c, good in truth]
-    seen_boxes = [
-        box(
-            row[1:5],
-            kind in ("", "ignored"),
-            f"{names[int(row[6])]} {row[5]:.2f} {SHORT_KINDS.get(kind, kind)}".strip(),
-        )
-        for row, kind in reversed(seen)
-    ]
-    kinds = Counter(kind for kind in scores.kinds if kind)
-    return {
-        "name": found.name(scores.index).encode("utf-8", "replace").decode(),
-        "scores": scores,
-        "truth": data_uri(draw_boxes(small, truth_boxes)),
-        "truth_alt": f"Truth: {counted(names[c] for _, c, _ in truth)}; {scores.missed} missed",
-        "found": data_uri(draw_boxes(small, seen_boxes)),
-        "found_alt": f"Detections: {counted(names[int(row[6])] for row, _ in seen)}; {scores.wrong} wrong",
-        "kinds": ", ".join(f"{times} {kind}" for kind, times in kinds.most_common()),
-        "size": small.size,
-    }
-
-
-def counted(names) -> str:
-    """'3 cat, 1 dog', or 'nothing'."""
-    return ", ".join(f"{times} {name}" for name, times in Counter(names).most_common()) or "nothing"
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture as part of a page."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=75, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def confusion_rows(analysis: Analysis) -> tuple[list[str], list[dict], list[tuple[str, str, int]]]:
     """The confusion matrix for a page: its classes, its rows, and what was most often taken for another class.
 
@@ -169,7 +109,7 @@ def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, st
         return None, None
     name, stored = list(json.loads(path.read_text()).items())[-1]
     for key, value in analysis.numbers.items():
-        if round(value, 10) != stored.get(key):
+        if abs(value - stored.get(key, np.inf)) > 1e-9:  # eval.json holds ten digits
             return name, f"eval.json says {key} {stored.get(key)}, the detections in results.json give {value}"
     return name, None
 
@@ -191,7 +131,7 @@ def build_report(
     best, worst = analysis.extremes(pictures)
     cards = [[picture_card(dataset, detections, scores) for scores in some] for some in (best, worst)]
     weights, contradiction = stored_numbers(output_dir, analysis)
-    columns, rows, confusions = confusion_rows(analysis)
+    evaluate = command(output_dir, cfg, "--eval --save_results")
     benchmark = output_dir / "benchmark.json"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "tools"),
@@ -200,30 +140,12 @@ def build_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    evaluate = command(output_dir, cfg, "--eval --save_results")
     return environment.get_template("report.html").render(
         name=output_dir.resolve().name,
         annotations=dataset.annotations,
         detections=len(detections),
         weights={"regular": "the model", "ema": "the model's moving average"}.get(weights, weights),
         contradiction=contradiction and f"{contradiction}. They are not of one evaluation; run again: {evaluate}",
-        analysis=analysis,
-        meanings=NUMBERS,
-        absent=[entry.name for entry in analysis.classes if not entry.objects],
-        sizes=SIZES,
-        error_meanings=ERRORS,
-        short_kinds=SHORT_KINDS,
-        highest_cost=max([1e-9, *(error.cost for error in analysis.errors)]),
-        mean_curve=analysis.curves and chart(analysis.curves, "Precision over recall, mean of all classes"),
-        class_curves=[
-            {"name": entry.name, "svg": chart(entry.curves, f"Precision over recall of {entry.name}")}
-            for entry in analysis.classes
-            if entry.curves
-        ],
-        columns=columns,
-        confusion=rows,
-        confusions=confusions,
-        folded=len(analysis.classes) > SHOWN_CLASSES,
         best=[card for card in cards[0] if card],
         worst=[card for card in cards[1] if card],
         unreadable=sum(card is None for some in cards for card in some),
@@ -231,7 +153,32 @@ def build_report(
         benchmark=json.loads(benchmark.read_text()) if benchmark.is_file() else None,
         benchmark_command=command(output_dir, cfg, "--benchmark_only"),
         config=(output_dir / "config.py").read_text(),
+        **score_parts(analysis),
     )
+
+
+def score_parts(analysis: Analysis) -> dict:
+    """What the page's parts about scores and errors show."""
+    columns, rows, confusions = confusion_rows(analysis)
+    return {
+        "analysis": analysis,
+        "meanings": NUMBERS,
+        "absent": [entry.name for entry in analysis.classes if not entry.objects],
+        "sizes": SIZES,
+        "error_meanings": ERRORS,
+        "short_kinds": SHORT_KINDS,
+        "highest_cost": max([1e-9, *(error.cost for error in analysis.errors)]),
+        "mean_curve": analysis.curves and chart(analysis.curves, "Precision over recall, mean of all classes"),
+        "class_curves": [
+            {"name": entry.name, "svg": chart(entry.curves, f"Precision over recall of {entry.name}")}
+            for entry in analysis.classes
+            if entry.curves
+        ],
+        "columns": columns,
+        "confusion": rows,
+        "confusions": confusions,
+        "folded": len(analysis.classes) > SHOWN_CLASSES,
+    }
 
 
 def command(output_dir: Path, cfg: ConfigDict, flags: str) -> str:
