@@ -122,9 +122,6 @@ class Run:
         self.criterion = build_criterion(self.cfg)
         self.postprocess = build_postprocessor(self.cfg)
         detector = build_detector(self.cfg).to(self.args.device)
-        self.config_text = dump_config(self.cfg)
-        if is_main():
-            (self.output_dir / "config.py").write_text(self.config_text)
         if self.cfg.get("compile"):
             detector.compile()  # PyTorch's compiler; anew for every size of picture
         total = sum(p.numel() for p in detector.parameters())
@@ -233,9 +230,12 @@ class Run:
         if self.options.ema:
             where = f"{self.args.config_file}: training.ema"
             average = call(moving_average, self.options.ema, where=where, model=detector)
+        config = dump_config(self.cfg)
+        if is_main():
+            (self.output_dir / "config.py").write_text(config)
         origin = (content or {}).get("resumed_from") if self.args.resume in (None, "auto") else self.args.resume
         facts = {
-            "config": self.config_text,
+            "config": config,
             "categories": self.categories.state_dict(),
             "resumed_from": origin,
         }

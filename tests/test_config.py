@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import build_criterion, build_detector
-from util.config import ConfigError, dump_config, load_config, merge, parse_options, parse_value
+from util.config import ConfigError, dump_config, load_config, merge, parse_config, parse_options, parse_value
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent.name != "_base_")
@@ -145,8 +145,39 @@ def test_broken_files_are_named(write):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_can_be_written_and_read_back(path, tmp_path):
     cfg = load_config(path)
-    (tmp_path / "config.py").write_text(dump_config(cfg))
+    text = dump_config(cfg)
+    (tmp_path / "config.py").write_text(text)
     assert load_config(tmp_path / "config.py").to_dict() == cfg.to_dict()
+    assert parse_config(text, "a checkpoint").to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os",
+        "x = __import__('os').getcwd()",
+        "x = [open('f', 'w') for _ in (1,)]",
+        "x.y = 1",
+        "x = y = 1",
+        "x += 1",
+        "print(1)",
+        "x = {1: b'bytes'}",
+        "x = {[]: 1}",
+        "x = (",
+        "x = '\x00",
+        "x = " + "[" * 400 + "]" * 400,
+    ],
+)
+def test_a_parsed_config_holds_literals_only(text):
+    with pytest.raises(ConfigError, match=r"evil\.pth: (its config is not what|x.1 is a bytes)"):
+        parse_config(text, "evil.pth")
+
+
+def test_a_parsed_config_names_its_place():
+    cfg = parse_config("x = {'y': (1, None)}", "best.pth")
+    assert cfg.x.y == (1, None)
+    with pytest.raises(ConfigError, match=r"best\.pth: x: there is no key 'z'"):
+        _ = cfg.x.z
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,256 @@
+"""What the detections of an evaluation are worth, and what is wrong with them: the numbers behind tools/report.py."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from datasets.annotations import Annotations
+from datasets.coco_eval import NUMBERS, CocoEvaluator, as_coco
+from datasets.tide import ErrorCost, Matches, TideErrors, find_errors
+
+SIZES = ("small", "medium", "large")
+"""COCO's: areas up to 32 x 32, up to 96 x 96, and above."""
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class. -1 where there is nothing to find.
+
+    Attributes:
+        name: of the class.
+        objects: how many there are, crowds left out.
+        ap, ap50, ap75, ar: COCO's average precision and recall.
+        by_size: AP of small, medium and large objects.
+        curves: {label: (101,) precision at recall 0, 0.01, ... 1}.
+    """
+
+    name: str
+    objects: int
+    ap: float
+    ap50: float
+    ap75: float
+    ar: float
+    by_size: tuple[float, float, float]
+    curves: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """One picture, at the score of the analysis.
+
+    Attributes:
+        index: in the annotations.
+        correct, wrong, missed: detections that found an object, that did not, and objects that none found.
+        detections: (n, ) rows of the table of detections, surest first.
+        kinds: (n, ) what each is: "" for a correct one, the name of the error, "ignored" in a crowd.
+        objects_found: (T,) which of the picture's objects were found; crowds count as found.
+    """
+
+    index: int
+    correct: int
+    wrong: int
+    missed: int
+    detections: np.ndarray
+    kinds: tuple[str, ...]
+    objects_found: np.ndarray
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 1 where nothing was to be found and nothing was."""
+        total = 2 * self.correct + self.wrong + self.missed
+        return 2 * self.correct / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All numbers of a report.
+
+    Attributes:
+        numbers: COCO's twelve, as pycocotools computes them.
+        classes: by category id.
+        curves: {label: (101,)}, means over the classes.
+        errors: the AP50 that each type of error costs.
+        confusion: (K + 1, K + 1) counts at `score`: rows what is there, columns what was detected, the last nothing.
+        pictures: by picture.
+        score: detections below it do not count in `confusion` and `pictures`.
+    """
+
+    numbers: dict[str, float]
+    classes: list[ClassScores]
+    curves: dict[str, np.ndarray]
+    errors: list[ErrorCost]
+    confusion: np.ndarray
+    pictures: list[PictureScores]
+    score: float
+
+    def extremes(self, count: int) -> tuple[list[PictureScores], list[PictureScores]]:
+        """The best and the worst pictures, at most half of all each; of equals those with more to see."""
+        count = min(count, len(self.pictures) // 2)
+        worst = sorted(self.pictures, key=lambda p: (p.f1, -p.wrong - p.missed))[:count]
+        best = sorted(self.pictures, key=lambda p: (-p.f1, -p.correct))[:count]
+        return best, worst
+
+
+def read_results(path: Path, annotations: Annotations) -> np.ndarray:
+    """Detections in COCO's results format as (D, 7) rows of `CocoEvaluator.detections`.
+
+    Raises:
+        ValueError: no such list, or detections on pictures or of classes that the annotations do not know.
+    """
+    try:
+        entries = json.loads(path.read_bytes())
+        rows = [(e["image_id"], *e["bbox"], e["score"], e["category_id"]) for e in entries]
+        table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of COCO results: {type(error).__name__}: {error}") from error
+    if not np.isfinite(table).all():
+        raise ValueError(f"{path}: holds numbers that are not finite")
+    for column, known, what in (
+        (0, annotations.image_ids, "picture"),
+        (6, list(annotations.categories.slots), "class"),
+    ):
+        strange = table[~np.isin(table[:, column], known), column]
+        if len(strange):
+            remedy = "they are of other data: evaluate again, or name the data with --coco_path"
+            raise ValueError(f"{path}: {what} {strange[0]:.0f} is not in {annotations.file}; {remedy}")
+    return table[np.argsort(table[:, 0], kind="stable")]
+
+
+def analyse(annotations: Annotations, detections: np.ndarray, score: float = 0.3) -> Analysis:
+    """Scores detections with pycocotools and finds out what is wrong with them.
+
+    Args:
+        annotations: of the split.
+        detections: (D, 7) rows of `CocoEvaluator.detections`.
+        score: see Analysis.
+    """
+    run = run_coco_eval(annotations, detections)
+    matches = coco_matches(run, len(annotations.boxes))
+    errors = find_errors(annotations, detections, matches)
+    precision = run.eval["precision"][..., 0, -1]
+    return Analysis(
+        numbers=dict(zip(NUMBERS, map(float, run.stats[:12]), strict=True)),
+        classes=_class_scores(run, annotations),
+        curves=_curves(precision[:, :, (precision > -1).any((0, 1))].mean(2)) if (precision > -1).any() else {},
+        errors=errors.costs(score),
+        confusion=_confusion(annotations, detections, errors, score),
+        pictures=_picture_scores(annotations, detections, errors, score),
+        score=score,
+    )
+
+
+def run_coco_eval(annotations: Annotations, detections: np.ndarray) -> COCOeval:
+    """pycocotools' evaluation, with all that it found out on the way."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = COCO(), COCO()
+        truth.dataset = CocoEvaluator(annotations)._dataset()
+        truth.createIndex()
+        if len(detections):
+            found = truth.loadRes(as_coco(detections))
+        else:  # pycocotools cannot load none
+            found.dataset = {**truth.dataset, "annotations": []}
+            found.createIndex()
+        run = COCOeval(truth, found, "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run
+
+
+def coco_matches(run: COCOeval, objects: int) -> Matches:
+    """COCO's own assignment at IoU 0.5 and any size, of `objects` in all."""
+    pictures, areas = len(run.params.imgIds), len(run.params.areaRng)
+    rows, truth, ignored = [], [], []
+    found = np.zeros(objects, dtype=bool)
+    for place in range(len(run.params.catIds)):
+        for one in run.evalImgs[place * areas * pictures : (place * areas + 1) * pictures]:
+            if one is None:
+                continue
+            rows += [key - 1 for key in one["dtIds"]]  # ids of detections and objects begin at 1
+            truth += [int(key) - 1 for key in one["dtMatches"][0]]
+            ignored += one["dtIgnore"][0].tolist()
+            found[[key - 1 for key, by in zip(one["gtIds"], one["gtMatches"][0], strict=True) if by]] = True
+    return Matches(np.array(rows, int), np.array(truth, int), np.array(ignored, bool), found)
+
+
+def _mean(values: np.ndarray) -> float:
+    """As COCOeval takes means: -1 is no value, and of no values."""
+    known = values[values > -1]
+    return float(np.mean(known)) if known.size else -1.0
+
+
+def _curves(precision: np.ndarray) -> dict[str, np.ndarray]:
+    """(10, 101) precision by IoU and recall -> curves by label."""
+    return {"IoU 0.50": precision[0], "IoU 0.75": precision[5], "mean of IoU 0.50 to 0.95": precision.mean(0)}
+
+
+def _class_scores(run: COCOeval, annotations: Annotations) -> list[ClassScores]:
+    scores, names = [], dict(annotations.categories.used)
+    for place, category in enumerate(run.params.catIds):
+        precision = run.eval["precision"][:, :, place, :, -1]
+        everywhere = precision[:, :, 0]
+        scores.append(
+            ClassScores(
+                name=names[category],
+                objects=int(((annotations.category_ids == category) & ~annotations.crowd).sum()),
+                ap=_mean(everywhere),
+                ap50=_mean(everywhere[0]),
+                ap75=_mean(everywhere[5]),
+                ar=_mean(run.eval["recall"][:, place, 0, -1]),
+                by_size=tuple(_mean(precision[:, :, size]) for size in (1, 2, 3)),
+                curves=_curves(everywhere) if (everywhere > -1).all() else {},
+            )
+        )
+    return scores
+
+
+def _confusion(annotations: Annotations, detections: np.ndarray, errors: TideErrors, score: float) -> np.ndarray:
+    """Counts at a score. First what COCO matches; what then overlaps an object of another class was taken for it."""
+    places = {category: place for place, category in enumerate(sorted(annotations.categories.slots))}
+    matches, nothing = errors.matches, len(places)
+    table = np.zeros((nothing + 1, nothing + 1), dtype=int)
+    taken = annotations.crowd.copy()
+    sure = detections[matches.rows, 5] >= score
+    correct = sure & ~matches.ignored & (matches.truth >= 0)
+    for category in annotations.category_ids[matches.truth[correct]]:
+        table[places[category], places[category]] += 1
+    taken[matches.truth[correct]] = True
+    rest = np.flatnonzero(sure & ~matches.ignored & (matches.truth < 0))
+    for number in rest[np.argsort(-detections[matches.rows[rest], 5], kind="stable")]:
+        target, detected = errors.confused_with[number], places[int(detections[matches.rows[number], 6])]
+        if target >= 0 and not taken[target]:
+            taken[target] = True
+            table[places[annotations.category_ids[target]], detected] += 1
+        else:
+            table[nothing, detected] += 1
+    for category in annotations.category_ids[~taken]:
+        table[places[category], nothing] += 1
+    return table
+
+
+def _picture_scores(
+    annotations: Annotations, detections: np.ndarray, errors: TideErrors, score: float
+) -> list[PictureScores]:
+    matches = errors.matches
+    chosen = np.flatnonzero(detections[matches.rows, 5] >= score)
+    chosen = chosen[np.argsort(-detections[matches.rows[chosen], 5], kind="stable")]
+    found = annotations.crowd.copy()
+    found[matches.truth[chosen[~matches.ignored[chosen] & (matches.truth[chosen] >= 0)]]] = True
+    own = {int(key): [] for key in annotations.image_ids}
+    for number in chosen:
+        own[int(detections[matches.rows[number], 0])].append(number)
+    pictures = []
+    for index, key in enumerate(annotations.image_ids):
+        numbers = np.array(own[int(key)], dtype=int)
+        kinds = tuple(errors.kind(number) for number in numbers)
+        objects = found[annotations.objects(index)]
+        correct, ignored = kinds.count(""), kinds.count("ignored")
+        wrong, missed = len(kinds) - correct - ignored, int((~objects).sum())
+        pictures.append(PictureScores(index, correct, wrong, missed, matches.rows[numbers], kinds, objects))
+    return pictures

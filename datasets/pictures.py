@@ -1,0 +1,105 @@
+"""Pictures without annotations: files, folders, patterns and videos, as a user names them."""
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from datasets.coco import BrokenPictureError
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+"""What is taken of a folder. A file that is named itself may end as it likes."""
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in memory.
+
+    Attributes:
+        path: of its file.
+        image: RGB, upright.
+        frame: its number in a video, from 0; None for a picture of its own.
+        rate: frames per second of the video.
+    """
+
+    path: Path
+    image: Image.Image
+    frame: int | None = None
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name as it was given; a frame has its number behind it."""
+        return str(self.path) if self.frame is None else f"{self.path}#{self.frame}"
+
+
+def find_pictures(arguments: list[str]) -> list[Path]:
+    """The files that a command line means, each once.
+
+    Args:
+        arguments: files; folders, of which the pictures and videos directly in them are taken; patterns ("a/**/*.jpg").
+
+    Returns:
+        files, sorted within each argument. What names no file stays in the list: reading it says what is wrong.
+    """
+    found = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES | VIDEOS)
+            found += inside or [path]
+        elif path.exists():
+            found.append(path)
+        else:
+            found += [Path(match) for match in sorted(glob.glob(argument, recursive=True))] or [path]
+    return list(dict.fromkeys(found))
+
+
+def read_pictures(path: Path) -> Iterator[Picture]:
+    """The picture in a file, or the frames of a video. Raises BrokenPictureError."""
+    if path.is_dir():
+        raise BrokenPictureError(f"{path}: a folder without pictures ({', '.join(sorted(SUFFIXES | VIDEOS))})")
+    if not path.is_file():
+        raise BrokenPictureError(f"{path}: there is no such file")
+    if path.suffix.lower() in VIDEOS:
+        yield from _frames(path)
+    else:
+        yield Picture(path, _read(path))
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders raise whatever comes to their mind on damaged files
+        raise BrokenPictureError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; 16 bits are scaled, not cut."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _frames(path: Path) -> Iterator[Picture]:
+    try:
+        import cv2
+    except ImportError as error:
+        raise BrokenPictureError(f"{path}: videos need OpenCV: pip install opencv-python-headless") from error
+    video = cv2.VideoCapture(str(path))
+    rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+    number = 0
+    try:
+        while (answer := video.read())[0]:
+            yield Picture(path, Image.fromarray(cv2.cvtColor(answer[1], cv2.COLOR_BGR2RGB)), number, rate)
+            number += 1
+    finally:
+        video.release()
+    if number == 0:
+        raise BrokenPictureError(f"{path}: OpenCV finds no frames in it")

@@ -1,0 +1,209 @@
+"""Detects objects on pictures of one's own: COCO-style JSON, and the pictures with boxes on them.
+
+usage: python tools/predict.py --checkpoint CHECKPOINT PICTURE|FOLDER|PATTERN|VIDEO ...
+                               [--output_dir DIR] [--score S] [--classes NAME ...] [--batch_size N] ...
+
+The model and its classes come from the checkpoint alone. The papers' own files hold no config: name it with -c.
+In Python: `predictor = Predictor("best.pth"); found = predictor([image])[0]; predictor.draw(image, found)`.
+"""
+
+import argparse
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from datasets.categories import COCO, Categories
+from datasets.coco import BrokenPictureError
+from datasets.pictures import Picture, find_pictures, read_pictures
+from datasets.predictions import Found, Predictions, draw_found
+from datasets.transforms import EvalTransform, Sample
+from models.restore import restore_detector
+from util.checkpoint import CheckpointError
+from util.config import ConfigDict, ConfigError, nearest, parse_options, where_of
+from util.logger import setup_logging
+from util.precision import Precision
+from util.registry import call
+
+log = logging.getLogger("predict")
+
+
+class Predictor:
+    """A detector out of a checkpoint, for pictures in memory.
+
+    Args:
+        checkpoint: a file or URL.
+        config, options: see models.restore.restore_detector.
+        score: detections below it are left out.
+        classes: names or category ids; others are left out. None takes all.
+        device: "cpu" or "cuda"; where there is one, the GPU.
+        amp: compute in bfloat16, or float16 on GPUs that lack it.
+
+    Raises:
+        CheckpointError, ConfigError: as in `restore_detector`, and for a class that the model does not know.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        config: str | Path | None = None,
+        *,
+        options: dict | None = None,
+        score: float = 0.3,
+        classes: list[str] | None = None,
+        device: str | None = None,
+        amp: bool = False,
+    ):
+        self.precision = Precision(device or ("cuda" if torch.cuda.is_available() else "cpu"), amp)
+        self.model = restore_detector(checkpoint, config, options, self.precision.device)
+        resize = self.model.cfg.data.resize
+        self.transform = call(EvalTransform, resize, where=where_of(resize))
+        self.categories = categories_of(self.model.categories, self.model.cfg)
+        self.score = score
+        self.wanted = np.array(sorted(chosen_slots(self.categories, classes)))
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image]) -> list[Found]:
+        """Detects on one batch of RGB pictures. Raises ValueError for a picture that is too narrow to be resized."""
+        sizes = torch.tensor([(image.height, image.width) for image in images])
+        tensors = [self._prepared(image).to(self.precision.device) for image in images]
+        with self.precision.autocast():
+            output = self.model.detector(tensors)
+        return [self._chosen(result) for result in self.model.postprocess(output, sizes)]
+
+    def _prepared(self, image: Image.Image) -> torch.Tensor:
+        sample = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+        return self.transform(sample, rng=None).tensors()[0]
+
+    def _chosen(self, result: dict[str, torch.Tensor]) -> Found:
+        boxes, scores, slots = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        kept = (scores >= self.score) & np.isin(slots, self.wanted)
+        return Found(boxes[kept].astype(float), scores[kept].astype(float), slots[kept])
+
+    def draw(self, image: Image.Image, found: Found) -> Image.Image:
+        """A copy of the picture with boxes, classes and scores on it; the surest on top."""
+        return draw_found(image, found, self.categories)
+
+
+def categories_of(stored: dict[str, list] | None, cfg: ConfigDict) -> Categories:
+    """A checkpoint's classes. Without any: COCO's for the 91 slots of the papers' models, else numbers."""
+    if stored is not None:
+        return Categories(tuple(stored["ids"]), tuple(stored["names"]))
+    if cfg.model.num_classes == 91:
+        return Categories.of([{"id": key, "name": name} for key, name in COCO.items()], "coco")
+    ids = tuple(range(cfg.model.num_classes))
+    return Categories(ids, tuple(f"class {key}" for key in ids))
+
+
+def chosen_slots(categories: Categories, classes: list[str] | None) -> set[int]:
+    """The classifier's slots of some classes, by name or id. Raises ConfigError for one that does not exist."""
+    known = {name: categories.slots[key] for key, name in categories.used}
+    known |= {str(key): slot for key, slot in categories.slots.items() if str(key) not in known}
+    for name in classes or ():
+        if name not in known:
+            raise ConfigError(f"--classes: no class '{name}'; {nearest(name, [name for _, name in categories.used])}")
+    return {known[name] for name in classes} if classes else set(categories.slots.values())
+
+
+def predict(predictor: Predictor, paths: list[Path], predictions: Predictions, batch_size: int = 1) -> list[str]:
+    """Detects on all pictures and hands them to `predictions`; returns what is wrong with those that were skipped."""
+    skipped = []
+
+    def skip(problem: str):
+        skipped.append(problem)
+        log.warning("skipped %s", problem)
+
+    def pictures() -> Iterator[Picture]:
+        for path in tqdm(paths, disable=None, leave=False):
+            try:
+                yield from read_pictures(path)
+            except BrokenPictureError as error:
+                skip(str(error))
+
+    def detect(batch: list[Picture]):
+        try:
+            answers = predictor([picture.image for picture in batch])
+        except ValueError as error:
+            if len(batch) == 1:
+                return skip(f"{batch[0].name}: {error}")
+            for picture in batch:  # one of them is at fault: which?
+                detect([picture])
+            return None
+        for picture, found in zip(batch, answers, strict=True):
+            predictions.add(picture, found)
+        return None
+
+    remaining = pictures()
+    while batch := list(itertools.islice(remaining, batch_size)):
+        detect(batch)
+    return skipped
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("pictures", nargs="+", metavar="PICTURE", help="files, folders, patterns ('a/**/*.jpg'), videos with OpenCV")
+    add("--checkpoint", required=True, metavar="FILE|URL")
+    add(
+        "-c", "--config_file", metavar="FILE", help="instead of the config in the checkpoint; the papers' files need it"
+    )
+    add("--options", nargs="+", action="extend", metavar="PATH=VALUE", help="override values of -c")
+    add("--output_dir", default="output/predictions", metavar="DIR", help="default: output/predictions")
+    add("--score", type=float, default=0.3, metavar="S", help="leave out detections below it (default: 0.3)")
+    add("--classes", nargs="+", metavar="NAME", help="leave out other classes; names or category ids")
+    add("--batch_size", type=int, default=1, metavar="N", help="more is faster on a GPU; pictures are then padded")
+    add("--json_only", action="store_true", help="draw nothing")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it")
+    args = parser.parse_args(arguments)
+    if args.batch_size < 1:
+        parser.error("--batch_size must be 1 or more")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU; `python tools/doctor.py` says more")
+    if args.options and not args.config_file:
+        parser.error("--options needs -c: the config in a checkpoint is taken as it is")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, 1 if not one picture could be used, or 2 if there is no model to use."""
+    args = parse_arguments(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    setup_logging(None)
+    try:
+        predictor = Predictor(
+            args.checkpoint,
+            args.config_file,
+            options=parse_options(args.options),
+            score=args.score,
+            classes=args.classes,
+            device=args.device,
+            amp=args.amp,
+        )
+    except (CheckpointError, ConfigError) as error:
+        log.error("%s", error)
+        return 2
+    start = time.perf_counter()
+    predictions = Predictions(predictor.categories, Path(args.output_dir), drawn=not args.json_only)
+    try:
+        skipped = predict(predictor, find_pictures(args.pictures), predictions, args.batch_size)
+    finally:
+        path = predictions.save()  # what was found until something went wrong, too
+    done, seconds, detections = len(predictions.images), time.perf_counter() - start, len(predictions.annotations)
+    log.info("%d pictures in %.1f s, %d skipped, %d detections", done, seconds, len(skipped), detections)
+    log.info("%s%s", path, f", drawn: {predictions.drawn}" if predictions.drawn else "")
+    return 0 if done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
