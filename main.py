@@ -319,6 +319,8 @@ class Run:
     def evaluate_only(self):
         """--eval."""
         val_set, numbers = self.dataset("val"), {}
+        if is_main() and not (self.output_dir / "config.py").exists():  # a training's own stays
+            (self.output_dir / "config.py").write_text(dump_config(self.cfg))
         loader = self.loader(val_set)
         for name, detector in self.trained("--eval"):
             numbers[name] = self.evaluate(detector, val_set, loader, name, pictures=True)
