@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models import build_detector
-from tools.tables import PUBLISHED, ROOT, published_ap, table
+from tools.tables import PUBLISHED, published_ap, table
 from util.benchmark import matrix_rate, measure_latency, name_of
 from util.config import load_config
 from util.flops import count_gmacs
@@ -46,7 +46,7 @@ def measure_all(chosen: list[Path], args: argparse.Namespace) -> tuple[dict[str,
 
 
 def write_speed(chosen: list[Path], args: argparse.Namespace):
-    """Measures and writes docs/speed.*."""
+    """Measures and writes speed.{md,csv,png} in a folder."""
     found, rate = measure_all(chosen, args)
     base = args.baseline if args.baseline in found else chosen[0].stem
     ap = {path.stem: published_ap(path) for path in chosen}
@@ -56,13 +56,11 @@ def write_speed(chosen: list[Path], args: argparse.Namespace):
               "times as fast")  # fmt: skip
     claims = [_claim(found[fast], found[slow], fast, slow) for fast, slow in CLAIMS if {fast, slow} <= found.keys()]
     claimed = table(("model", "than", "multiply-adds, times fewer", "seconds, times fewer", "of these"), claims)
-    (ROOT / "docs/speed.md").write_text(
-        _about(args, rate) + table(header, rows) + (CLAIMED + claimed if claims else "")
-    )
-    with (ROOT / "docs/speed.csv").open("w", newline="") as file:
+    (args.out / "speed.md").write_text(_about(args, rate) + table(header, rows) + (CLAIMED + claimed if claims else ""))
+    with (args.out / "speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     points = [(name, float(ap[name].split()[0]), n["seconds"], n["gmacs"]) for name, n in found.items() if ap[name]]
-    scatter_plot(points, ("seconds", "multiply-adds, G"), "AP as published", ROOT / "docs/speed.png")
+    scatter_plot(points, ("seconds", "multiply-adds, G"), "AP as published", args.out / "speed.png")
 
 
 def _row(name: str, ap: str, numbers: dict, base: dict, rate: float) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 usage: python tools/zoo.py [NAME ...]                   docs/models.md: parameters, multiply-adds, published figures
        python tools/zoo.py --latency [NAME ...]         docs/speed.{md,csv,png}: latency and memory on this machine,
                                                         beside its matrix products, the papers' code and claims
-                           [--baseline NAME] [--size H W] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp]
+                           [--baseline NAME] [--size H W] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp] [--out FOLDER]
 
 Without names, every config; only then docs/models.md is written, else its rows are printed.
 """
@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of speed.{md,csv,png}")
     args = parser.parse_args()
     known = all_configs()
     unknown = [name for name in args.names if name not in known]
