@@ -3,7 +3,8 @@
 usage: python tools/zoo.py [NAME ...]                   docs/models.md: parameters, multiply-adds, published figures
        python tools/zoo.py --latency [NAME ...]         docs/speed.{md,csv,png}: latency and memory on this machine,
                                                         beside its matrix products, the papers' code and claims
-                           [--baseline NAME] [--size H W] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp] [--out FOLDER]
+                           [--baseline NAME] [--size H W] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp]
+                           [--out FOLDER]
 
 Without names, every config; only then docs/models.md is written, else its rows are printed.
 """
