@@ -24,6 +24,7 @@ from tools.export import (
     OnImages,
     OnPicture,
     check_exportable,
+    difference,
     example_picture,
     export,
     in_plain_pytorch,
@@ -95,7 +96,7 @@ def test_families_answer_the_same_under_onnxruntime(name, tmp_path):
 
 
 def test_a_program_of_pytorch_takes_batches(tmp_path):
-    detector, _ = small("detr/detr_r50")
+    detector, _ = small("conditional_detr/conditional_detr_r50")
     images = torch.stack([picture(*SIZE), picture(*SIZE, 1.0)])
     assert export(OnImages(detector), images, tmp_path / "model.pt2", {"names": ["a"]}) < TOLERANCE
     facts = {"facts.json": ""}
@@ -127,6 +128,14 @@ def test_from_a_checkpoint_to_detections_without_this_project(tmp_path):
     assert len(said.splitlines()) >= 3
     assert f"waves.png: {content['categories']['names'][wanted[1][0]]} {wanted[0][0]:.2f} at" in said.splitlines()[0]
     assert Image.open(tmp_path / "drawn/waves.png").size == (130, 150)
+
+
+def test_answers_are_compared_as_sets():
+    scores, boxes = torch.tensor([0.9, 0.5]), torch.tensor([[0, 0, 80.0, 60], [8, 8, 20, 20]])
+    assert difference((scores, boxes), (scores.flip(0), boxes.flip(0)), 80) == 0
+    assert difference((scores, boxes), (scores, boxes + 8), 80) == pytest.approx(0.1)
+    assert difference((scores, boxes), (scores.flip(0), boxes)) > 0.3
+    assert difference((scores, boxes), (scores[:1], boxes[:1])) == float("inf")
 
 
 @pytest.mark.parametrize(("old", "new"), [(90, 40), (40, 90), (33, 33)])
