@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 
+import torch
 from torch import Tensor, nn
 
 from models.official_keys import convert_official, convert_scrl, huggingface_family
@@ -49,9 +50,27 @@ def load_checkpoint(detector: nn.Module, content: dict, family: str | None, sour
         family, source: as in `our_names`.
 
     Raises:
-        CheckpointError: lists missing, unexpected and mis-shaped keys together.
+        CheckpointError: lists missing, unexpected and mis-shaped keys together; or the checkpoint holds several tensors
+            where the detector shares one, and would fit by its shapes alone.
     """
-    load_strictly(detector, our_names(detector, weights_of(content), family, source), source)
+    weights = our_names(detector, weights_of(content), family, source)
+    shared = _contradicted(detector, weights)
+    if shared:
+        remedy = "a checkpoint of iterative refinement needs a config with decoder.share_head=False, refine='iterative'"
+        raise CheckpointError(
+            f"{source}: {' and '.join(shared)} differ there and are one tensor of this model; {remedy}"
+        )
+    load_strictly(detector, weights, source)
+
+
+def _contradicted(detector: nn.Module, weights: dict[str, Tensor]) -> tuple[str, str] | None:
+    """Two names of one parameter for which there are different weights; None where there are none."""
+    names = {}
+    for name, parameter in detector.named_parameters(remove_duplicate=False):
+        first = names.setdefault(parameter, name)
+        if first in weights and name in weights and not torch.equal(weights[first], weights[name]):
+            return first, name
+    return None
 
 
 def load_for_finetuning(

@@ -157,6 +157,18 @@ def test_our_own_and_official_checkpoints_load_alike(caplog):
         load_checkpoint(detector, {"model": {**official, "odd.key": torch.zeros(1)}}, "deformable_detr", "odd.pth")
 
 
+def test_weights_of_several_heads_do_not_fit_a_shared_one():
+    """Their shapes would: a checkpoint of iterative refinement under a config without it."""
+    recording = Recording("deformable_detr/deformable_detr_r50_single_scale")
+    weights = recording.checkpoint()
+    detector = build_detector(recording.cfg)
+    before = detector.decoder.heads[0].class_embed.bias.clone()
+    weights["class_embed.4.bias"] = weights["class_embed.4.bias"] + 1
+    with pytest.raises(CheckpointError, match=r"refined\.pth: .*heads\.0\..* and .*heads\.4\..*share_head=False"):
+        load_checkpoint(detector, {"model": weights}, "deformable_detr", "refined.pth")
+    assert torch.equal(detector.decoder.heads[0].class_embed.bias, before)
+
+
 def test_finetuning_takes_what_fits(tmp_path, caplog):
     caplog.set_level("INFO")
     source = build_detector(load_config(CONFIG, {"model.num_classes": 7}))

@@ -58,6 +58,14 @@ def overlay(picture: Image.Image, values: Tensor) -> Image.Image:
     return Image.blend(shown, warm, 0.6)
 
 
+def highlight(picture: Image.Image, mask: Tensor) -> Image.Image:
+    """A picture that is bright where a map (H, W) is 1, and dark where it is 0."""
+    dim = panel(picture)
+    bright = picture.convert("RGB").resize(dim.size, Image.Resampling.BILINEAR)
+    where = Image.fromarray((mask * 255).byte().numpy()).resize(dim.size, Image.Resampling.NEAREST)
+    return Image.composite(bright, Image.eval(dim, lambda value: value // 3), where)
+
+
 def titled(shown: Image.Image, title: str) -> Image.Image:
     """The picture under a line of text."""
     sheet = Image.new("RGB", (shown.width, shown.height + 18), "white")
@@ -161,7 +169,9 @@ def draw_selection(picture: Image.Image, found: Trace) -> Image.Image:
     sizes, rows = [h * w for h, w in selection.shapes], []
     for level, (mask, seen) in enumerate(zip(kept.split(sizes), looked.split(sizes), strict=True)):
         shape = selection.shapes[level]
-        rows.append(titled(overlay(picture, mask.view(shape)), f"level {level}: {int(mask.sum())} of {len(mask)} kept"))
+        rows.append(
+            titled(highlight(picture, mask.view(shape)), f"level {level}: {int(mask.sum())} of {len(mask)} kept")
+        )
         title = f"decoder attention; kept tokens get {share:.0%} of all levels'"
         rows.append(titled(overlay(picture, seen.view(shape)), title))
     return tiled(rows, 2)
