@@ -25,7 +25,7 @@ ops: $(STAMP)  ## build the compiled kernels of deformable attention (needs a C+
 
 test: $(STAMP)  ## build the op and run all tests
 	-$(MAKE) --no-print-directory ops
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

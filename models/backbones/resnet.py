@@ -42,7 +42,7 @@ class BasicBlock(Recomputable, resnet.BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
         hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
-        return _convolve(self.conv2, self.bn2, hidden).add_(_shortcut(self, x)).relu_()
+        return F.relu(_convolve(self.conv2, self.bn2, hidden).add_(_shortcut(self, x)), inplace=True)
 
 
 class Bottleneck(Recomputable, resnet.Bottleneck):
@@ -52,7 +52,7 @@ class Bottleneck(Recomputable, resnet.Bottleneck):
         """(B, C, H, W) -> (B, C', H', W')."""
         hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
         hidden = F.relu(_convolve(self.conv2, self.bn2, hidden), inplace=True)
-        return _convolve(self.conv3, self.bn3, hidden).add_(_shortcut(self, x)).relu_()
+        return F.relu(_convolve(self.conv3, self.bn3, hidden).add_(_shortcut(self, x)), inplace=True)
 
 
 ARCHS = {
