@@ -61,8 +61,10 @@ class DeformableAttention(nn.Module):
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
-            pixels = offsets.new_tensor([(w, h) for h, w in memory.shapes])
-            return torch.addcdiv(reference, offsets, pixels[:, None])
+            # Whole rows of numbers at a time: operators are slow where they repeat numbers by twos.
+            pixels = offsets.new_tensor([(w, h) for h, w in memory.shapes])[:, None].expand(offsets.shape[3:])
+            points = reference.expand(*reference.shape[:4], *offsets.shape[4:]).flatten(3)
+            return (offsets.flatten(3) / pixels.flatten()).add_(points).view_as(offsets)
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
 
 
