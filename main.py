@@ -90,7 +90,6 @@ class Run:
         dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
         found = dataset.annotations
         self.pictures[split] = len(found)
-        self.splits.append(f"{split}: {len(found)} pictures, {len(found.boxes)} objects, {found.file}")
         for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):
             log.log(logging.INFO if problem.harmless else logging.WARNING, "%s: %s", found.file, problem)
         if self.categories is None:
@@ -103,6 +102,8 @@ class Run:
         if self.args.dry_run:
             few = pictures_of(dataset.training, self.cfg.data.batch_size, self.options.accumulate)
             dataset.annotations = found.head(few)
+        taken = f", {len(dataset)} of them taken," if self.args.dry_run else ""
+        self.splits.append(f"{split}: {len(found)} pictures{taken} with {len(found.boxes)} objects, {found.file}")
         return dataset
 
     def loader(self, dataset: DetectionDataset):

@@ -58,8 +58,8 @@ def test_a_training_begins_with_a_table(said, base):
         (line,) = lines_with(table, stage, " M  ", kind)
         assert float(line.split()[1]) >= 0
     assert "attention: KeyAwareDeformAttn" in table
-    assert lines_with(table, "train: 12 pictures,", "instances_train2017.json")
-    assert lines_with(table, "val: 2 pictures,")
+    assert lines_with(table, "train: 12 pictures with ", "instances_train2017.json")
+    assert lines_with(table, "val: 2 pictures with ")
     assert "classes 5: disc, " in table
     assert "in training 48 to 64, longer side at most 96; in evaluation 64" in table
     assert "2 epochs of 3 steps; 4 pictures a step (batch of 2 x 1 processes x 2 accumulated)" in table
@@ -112,6 +112,17 @@ def test_rate_and_time_left():
     assert peak_memory() > 1e7
 
 
+def test_no_rate_is_said_before_it_is_known(caplog):
+    """As when an epoch goes on: what it summed up is known then, but no recent time."""
+    caplog.set_level(logging.INFO)
+    before = Meter()
+    before.total, before.count = 8.0, 4
+    for _ in Progress("epoch 0", 1, {"seconds": before, "waiting": before}, done=4).over(range(7)):
+        pass
+    assert "epoch 0 5/7" not in caplog.text
+    assert "epoch 0 6/7" in caplog.text
+
+
 class Terminal(io.StringIO):
     """What a person sees."""
 
@@ -159,6 +170,7 @@ def test_a_dry_run_proves_the_set_up_and_leaves_the_rest_alone(base, tmp_path):
     assert (tmp_path / "checkpoint.pth").read_bytes() == b"of the real training"
     text = (tmp_path / "dry_run/info.txt").read_text()
     assert "checkpoint.pth: going on after 0 epochs and 4 batches" in text
+    assert "val: 2 pictures, 2 of them taken, with " in text
     assert lines_with(text, "epoch 0 6/6")  # 12 pictures are fewer than it would take
     verdict = text.splitlines()[-1]
     assert "dry run: PASSED in" in verdict
@@ -269,7 +281,7 @@ def test_who_cannot_be_reached_is_done_without(wandb, tmp_path, caplog):
     journal = Journal(tmp_path)
     journal.track("cells", {})
     journal.write({"epoch": 0, "loss": 1.0})
-    assert "nothing goes to Weights & Biases: api_key not configured. `wandb login`, or WANDB_MODE=offline" in caplog.text
+    assert "Weights & Biases: api_key not configured. `wandb login`, or WANDB_MODE=offline" in caplog.text
     assert "long story" not in caplog.text
     assert len(journal.read()) == 1
 

@@ -99,6 +99,10 @@ class Progress:
             self.update({"seconds": time.perf_counter() - start, "waiting": waited})
             start = time.perf_counter()
 
+    def _has_times(self) -> bool:
+        """Not at the first item: an item's time is known when the next one is asked for."""
+        return "seconds" in self.meters and bool(self.meters["seconds"].recent)
+
     def line(self, done: int, total: int, shown: tuple[str, ...] = ()) -> str:
         """What is to be said after `done` of `total` items."""
         seconds, waiting = (self.meters[name].smooth for name in ("seconds", "waiting"))
@@ -125,14 +129,14 @@ class Progress:
         ):
             for done, item in enumerate(self._timed(items), self.done):
                 yield item
-                if "seconds" in self.meters:  # of the items before this one
+                if self._has_times():
                     bar.set_description_str(self.line(done + 1, total, shown), refresh=False)
                 bar.update()
 
     def _with_lines(self, items: Iterable, shown: tuple[str, ...]) -> Iterator:
         for done, item in enumerate(self._timed(items), self.done):
             yield item
-            if "seconds" in self.meters and (done % self.every == 0 or done + 1 == len(items)):
+            if self._has_times() and (done % self.every == 0 or done + 1 == len(items)):
                 log.info("%s", self.line(done + 1, len(items), shown))
 
 
