@@ -2,16 +2,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTING := $(VENV)/.installed_for_tests
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-extra.txt
 
-.PHONY: help quickstart test ops lint format clean
+.PHONY: help quickstart test ops docs lint format clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
-$(STAMP): requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
 	touch $@
+
+$(TESTING): requirements.txt requirements-extra.txt | $(BIN)/python
+	$(PIP) -r requirements.txt onnx onnxscript onnxruntime
+	touch $(STAMP) $@
 
 quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on generated pictures, evaluate it, show what it found
 	-$(MAKE) --no-print-directory ops
@@ -23,9 +31,15 @@ quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on generated pict
 ops: $(STAMP)  ## build the compiled kernels of deformable attention (needs a C++ compiler)
 	cd models/ops && PATH="$(CURDIR)/$(BIN):$$PATH" ../../$(BIN)/python setup.py --quiet build_ext --inplace
 
-test: $(STAMP)  ## build the op and run all tests
+test: $(TESTING)  ## build the op and run all tests
 	-$(MAKE) --no-print-directory ops
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+docs: $(STAMP)  ## build the pages in docs/ into a site, and check all links
+	$(PIP) mkdocs-material
+	$(BIN)/python tools/config_reference.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "the pages: site/index.html"
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
@@ -36,4 +50,4 @@ format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove what was built
-	rm -rf models/ops/build models/ops/*.so
+	rm -rf models/ops/build models/ops/*.so site

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from util.distributed import gather
-from util.logger import Progress
+from util.distributed import gather, world_size
 from util.precision import Precision
 from util.preemption import PreemptedError
+from util.progress import Progress
 from util.state import TrainingState
 from util.stepper import Stepper
 
@@ -33,6 +33,7 @@ def train_one_epoch(
     accumulate: int = 1,
     patience: int = 10,
     print_every: int = 50,
+    epochs: int = 0,
     stop: Callable[[], bool] = never,
     after_step: Callable[[bool], object] = lambda stopping: None,
 ) -> dict[str, float]:
@@ -47,6 +48,7 @@ def train_one_epoch(
         accumulate: batches per optimiser step; their losses, each normalised by its own boxes, are averaged.
         patience: how many steps in a row may be skipped because a number in them is not finite.
         print_every: batches between two lines of progress.
+        epochs: of the whole training, to tell how long it will take.
         stop: whether this process was asked to stop.
         after_step: called after every step, in all processes alike, with whether one of them was asked to stop.
 
@@ -60,9 +62,11 @@ def train_one_epoch(
     model.train()
     criterion.train()
     stepper = Stepper(model, criterion, state, precision, clip_norm, accumulate, patience)
-    progress = Progress(f"epoch {state.epoch}", print_every, state.meters, state.batch)
-    for batch in progress.over(loader, shown=("loss", "class_error", "lr")):
+    following = max(0, epochs - state.epoch - 1)
+    progress = Progress(f"epoch {state.epoch}", print_every, state.meters, state.batch, following)
+    for batch in progress.over(loader, shown=("class_error", "lr")):
         state.batch += 1
+        progress.pictures.update(len(batch.targets) * world_size())
         for message in batch.broken:
             state.broken += 1
             log.warning("skipped a picture: %s", message)
@@ -106,7 +110,8 @@ def evaluate(
     model.eval()
     progress = Progress(title, print_every)
     broken = 0
-    for batch in progress.over(loader, shown=("loss",)):
+    for batch in progress.over(loader):
+        progress.pictures.update(len(batch.targets) * world_size())
         for message in batch.broken:
             broken += 1
             log.warning("no detections for a picture: %s", message)

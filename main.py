@@ -12,7 +12,6 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,10 +24,11 @@ from datasets.loader import build_dataset, build_loader, check_dataset
 from datasets.preview import draw_detections
 from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
+from models.ops import available_backends
 from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone, warn_of_scratch
 from util.benchmark import describe, measure, measure_training
 from util.checkpoint import CheckpointError, averaged_weights, load_strictly, save_checkpoint
-from util.config import ConfigDict, ConfigError, dump_config, find_value, load_config, nearest, parse_options
+from util.config import ConfigError, dump_config, find_value
 from util.determinism import be_deterministic, determinism_advice
 from util.distributed import (
     barrier,
@@ -40,9 +40,10 @@ from util.distributed import (
     rank,
     world_size,
 )
+from util.dry_run import dry_run, pictures_of, shortened
 from util.logger import Journal, setup_logging
 from util.optim import build_optimizer, build_schedule, moving_average
-from util.options import TrainingOptions
+from util.options import TrainingOptions, configured, output_folder
 from util.precision import Precision
 from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest, ignore_requests
 from util.registry import call
@@ -50,46 +51,34 @@ from util.rehearsal import OBJECTS, largest_sizes, memory_advice, noise_batch, r
 from util.state import TrainingState, random_state_kept
 from util.stepper import TrainingDivergedError
 from util.store import NEWEST, CheckpointStore
+from util.summary import describe_data, describe_device, describe_model, describe_schedule, table
 from util.visualize import plot_curves
 
 log = logging.getLogger("main")
 
-SECTIONS = (
-    "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
-    "compile", "checkpointing",
-)  # fmt: skip
-
-
-def configured(args: Namespace) -> ConfigDict:
-    """The config with what the command line says."""
-    flags = {
-        "data.root": args.coco_path,
-        "data.batch_size": args.batch_size,
-        "training.save_every_steps": args.save_every_steps,
-    }
-    chosen = {path: value for path, value in flags.items() if value is not None}
-    cfg = load_config(args.config_file, parse_options(args.options) | chosen)
-    for name in cfg:
-        if name not in SECTIONS:
-            raise ConfigError(f"{args.config_file}: '{name}' is no section of a config; {nearest(name, SECTIONS)}")
-    return cfg
-
 
 class Run:
-    """One command line: the data, the model, and what is done with them."""
+    """One command line: the data, the model, and what is done with them.
+
+    Attributes:
+        pictures: how many there are of each split; a dry run takes a few of them.
+        splits: what is to be said of the data.
+    """
 
     def __init__(self, args: Namespace):
         self.args, self.cfg = args, configured(args)
-        self.output_dir = Path(args.output_dir or Path("output") / Path(args.config_file).stem)
+        self.output_dir = output_folder(args)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         setup_logging(self.output_dir)
         log.info("command: %s %s", " ".join(sys.argv), args.note)
         self.options = self.section(TrainingOptions, "training")
+        if args.dry_run:
+            self.options = shortened(self.options)
         self.precision = Precision(args.device, args.amp)
         self.journal = Journal(self.output_dir)
         self.store = CheckpointStore(self.output_dir, self.options.keep_checkpoints)
         self.stop = StopRequest()
-        self.categories = None
+        self.categories, self.pictures, self.splits = None, {}, []
         torch.manual_seed(args.seed + rank())
 
     def section(self, target, name: str, **more):
@@ -100,7 +89,7 @@ class Run:
         """A split of the data. The first one says how many classes there are."""
         dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
         found = dataset.annotations
-        log.info("%s: %d pictures, %d objects", found.file, len(dataset), len(found.boxes))
+        self.pictures[split] = len(found)
         for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):
             log.log(logging.INFO if problem.harmless else logging.WARNING, "%s: %s", found.file, problem)
         if self.categories is None:
@@ -110,6 +99,11 @@ class Run:
                 self.cfg.model.num_classes = len(found.categories)
         elif self.categories != found.categories:
             raise ConfigError(f"{found.file}: its categories are not those of the other split")
+        if self.args.dry_run:
+            few = pictures_of(dataset.training, self.cfg.data.batch_size, self.options.accumulate)
+            dataset.annotations = found.head(few)
+        taken = f", {len(dataset)} of them taken," if self.args.dry_run else ""
+        self.splits.append(f"{split}: {len(found)} pictures{taken} with {len(found.boxes)} objects, {found.file}")
         return dataset
 
     def loader(self, dataset: DetectionDataset):
@@ -124,24 +118,43 @@ class Run:
         detector = build_detector(self.cfg).to(self.args.device)
         if self.cfg.get("compile"):
             detector.compile()  # PyTorch's compiler; anew for every size of picture
-        total = sum(p.numel() for p in detector.parameters())
-        log.info("%s: %.3f M parameters, on %s", self.args.config_file, total / 1e6, self.args.device)
         return detector
+
+    def introduce(self, detector: nn.Module, state: TrainingState | None = None):
+        """Says what is about to be done: an evaluation, or the training that the state belongs to."""
+        rows = {
+            "model": describe_model(self.args.config_file, self.cfg.model, detector),
+            "data": describe_data(self.splits, [name for _, name in self.categories.used], self.cfg.data),
+        }
+        if state is not None:
+            steps, groups = state.place["steps_per_epoch"], state.optimizer.param_groups
+            rows["schedule"] = describe_schedule(self.cfg, steps, self.options.accumulate, groups)
+        rows |= {
+            "device": describe_device(self.precision, self.args.num_workers),
+            "kernels": f"of deformable attention: {', '.join(available_backends())}",
+            "output": str(self.output_dir),
+        }
+        log.info("%s\n%s", "evaluation" if state is None else "training", table(rows))
 
     # -------------------------------------------------------------- training
 
-    def train(self):
-        """Trains to the last epoch, evaluating and saving on the way."""
+    def train(self) -> TrainingState:
+        """Trains to the last epoch, evaluating and saving on the way; a dry run to the end of the running one."""
         train_set, val_set = self.dataset("train"), self.dataset("val")
         loader, val_loader = self.loader(train_set), self.loader(val_set)
         model = detector = self.build()
         state = self.start(detector, loader)
+        self.introduce(detector, state)
         if world_size() > 1:
             devices = [local_rank()] if self.args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=self.args.find_unused_params)
         epochs = self.cfg.schedule.epochs
         if state.epoch >= epochs and state.pending is None:
             log.info("all %d epochs are trained already; schedule.epochs asks for more, --eval evaluates", epochs)
+        if self.args.dry_run:
+            epochs = min(epochs, state.epoch + 1)
+        else:
+            self.journal.track(self.args.wandb or self.options.wandb, self.cfg.to_dict())
         with self.stop:
             self.warm_up(model, state, train_set)
             while state.epoch < epochs or state.pending is not None:
@@ -149,6 +162,7 @@ class Run:
                     self.train_epoch(model, loader, state)
                 self.conclude_epoch(state, val_set, val_loader)
         self.draw_curves()
+        return state
 
     def warm_up(self, model: nn.Module, state: TrainingState, dataset: DetectionDataset):
         """Tries the largest step that the data can ask for, so that memory runs out now or never."""
@@ -181,6 +195,7 @@ class Run:
                 accumulate=self.options.accumulate,
                 patience=self.options.patience,
                 print_every=self.options.print_every,
+                epochs=self.cfg.schedule.epochs,
                 stop=self.stop,
                 after_step=after_step,
             )
@@ -222,7 +237,7 @@ class Run:
             )
         else:
             load_pretrained_backbone(detector)
-            warn_of_scratch(detector, len(loader) * self.cfg.data.batch_size * world_size())
+            warn_of_scratch(detector, self.pictures["train"])
         optimizer = self.section(build_optimizer, "optimizer", model=detector)
         steps = -(-len(loader) // self.options.accumulate)
         schedule = self.section(build_schedule, "schedule", optimizer=optimizer, steps_per_epoch=steps)
@@ -266,8 +281,8 @@ class Run:
 
     # ------------------------------------------------------------ evaluation
 
-    def evaluate(self, model: nn.Module, dataset: DetectionDataset, loader, name: str = "", pictures: bool = False):
-        """Scores a model on a split and says so; returns the numbers for the log."""
+    def evaluate(self, model: nn.Module, dataset: DetectionDataset, loader, name: str, pictures: bool, best=None):
+        """Scores a model on a split and says so, beside the best numbers so far; returns the numbers for the log."""
         broadcast_buffers(model)
         evaluator = CocoEvaluator(dataset.annotations)
         means = evaluate(
@@ -283,7 +298,7 @@ class Run:
         )
         detections = evaluator.detections()
         scores = evaluator.evaluate(detections)
-        log.info("%s %s\n%s", dataset.annotations.file, name, scores.table())
+        log.info("%s %s\n%s", dataset.annotations.file, name, scores.table(best))
         if is_main() and self.args.save_results:
             (self.output_dir / "results.json").write_text(json.dumps(as_coco(detections)))
         if is_main() and pictures:
@@ -295,8 +310,8 @@ class Run:
         """Scores the model and its average; the best of each stays in a file of its own."""
         entry = {}
         for name, model in state.candidates().items():
-            numbers = self.evaluate(model, dataset, loader, name, pictures)
             prefix = "test_" if name == "regular" else f"{name}_test_"
+            numbers = self.evaluate(model, dataset, loader, name, pictures, self.journal.best(prefix))
             entry |= {f"{prefix}{key}": value for key, value in numbers.items()}
             if numbers["AP"] > state.best.get(name, -1.0):
                 state.best[name] = numbers["AP"]
@@ -311,6 +326,7 @@ class Run:
         if content is None:
             raise ConfigError(f"{flag}: no checkpoint in {self.output_dir}; give one with --resume")
         load_checkpoint(detector, content, self.cfg.get("official_keys"), source)
+        self.introduce(detector)
         yield "regular", detector
         if averaged_weights(content) is not None:
             load_strictly(detector, averaged_weights(content), source)
@@ -364,6 +380,22 @@ class Run:
             plot_curves(entries, self.output_dir / "vis" / "curves.png")
 
 
+def work(args: Namespace):
+    """Does what a command line asks for."""
+    if args.dry_run:
+        return dry_run(args, output_folder(args) / "dry_run", Run)
+    run = Run(args)
+    if args.benchmark or args.benchmark_train or args.benchmark_only:
+        run.benchmark()
+    if args.eval:
+        run.evaluate_only()
+    elif args.test:
+        run.detect_only()
+    elif not args.benchmark_only:
+        run.train()
+    return None
+
+
 def main(args: Namespace) -> int:
     """Runs one command line; returns the exit status."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -372,15 +404,7 @@ def main(args: Namespace) -> int:
     if args.deterministic:
         be_deterministic()
     try:
-        run = Run(args)
-        if args.benchmark or args.benchmark_train or args.benchmark_only:
-            run.benchmark()
-        if args.eval:
-            run.evaluate_only()
-        elif args.test:
-            run.detect_only()
-        elif not args.benchmark_only:
-            run.train()
+        work(args)
         barrier()
     except (BrokenPictureError, ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)

@@ -4,7 +4,7 @@ Arrays rather than a dict per object: worker processes share their pages, where 
 objects would make every worker copy them one by one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,13 @@ class Annotations:
     def objects(self, index: int) -> slice:
         """The rows of a picture's objects."""
         return slice(int(self.first[index]), int(self.first[index + 1]))
+
+    def head(self, count: int) -> "Annotations":
+        """Those of the first pictures only."""
+        objects = slice(0, int(self.first[min(count, len(self))]))
+        pictures = {name: getattr(self, name)[:count] for name in ("image_ids", "names", "sizes")}
+        rows = {name: getattr(self, name)[objects] for name in ("boxes", "category_ids", "crowd", "areas", "places")}
+        return replace(self, first=self.first[: count + 1], **pictures, **rows)
 
 
 def read_annotations(file: Path, convention: str = "auto") -> Annotations:

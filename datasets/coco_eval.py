@@ -29,10 +29,18 @@ class Evaluation:
     classes: dict[str, tuple[float, float]]
     pictures: int
 
-    def table(self) -> str:
-        """The numbers and classes as text for people."""
-        pairs = [f"{name:>5} {value:6.3f}" for name, value in self.numbers.items()]
-        lines = ["   ".join(pairs[row : row + 6]) for row in (0, 6)]
+    def table(self, best: dict[str, float] | None = None) -> str:
+        """The numbers and classes as text for people.
+
+        Args:
+            best: what the best evaluation so far found, to show the change since.
+        """
+        lines = [_row("", [f"{name:>6}" for name in NUMBERS])]
+        lines.append(_row("now", [f"{value:6.3f}" for value in self.numbers.values()]))
+        if best is not None:
+            lines.append(_row("best", [f"{best[name]:6.3f}" for name in NUMBERS]))
+            changes = [value - best[name] for name, value in self.numbers.items()]
+            lines.append(_row("change", [f"{change:+6.3f}" if change else f"{'=':>6}" for change in changes]))
         width = max(len(name) for name in self.classes)
         lines += [f"{'class':<{width}}     AP   AP50"]
         lines += [f"{name:<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in self.classes.items()]
@@ -117,6 +125,10 @@ class CocoEvaluator:
                 for number, (picture, box, category, area, crowd) in enumerate(columns, 1)
             ],
         }
+
+
+def _row(heading: str, cells: list[str]) -> str:
+    return " ".join([f"{heading:<6}", *cells])
 
 
 def _digits(number: float) -> float:

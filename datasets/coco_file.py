@@ -128,7 +128,7 @@ def load_json(file: Path, hook: Callable | None = None, shorten: Callable[[mmap.
         FileNotFoundError, ValueError: names the file.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such annotation file; see 'Data' in README.md for the layouts")
+        raise FileNotFoundError(f"{file}: there is no such annotation file; docs/training.md shows the layouts")
     if not file.stat().st_size:
         raise ValueError(f"{file}: not a JSON file: it is empty")
     try:

@@ -1,6 +1,9 @@
-"""What README.md tells people to write works as it stands there."""
+"""What README.md and the pages in docs/ tell people to write works, and their links lead somewhere."""
 
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +13,23 @@ from models import build_criterion, build_detector
 from models.registry import PARTS
 from tests.golden import objects, picture
 from tests.tiny import shrunk
+from tools.config_reference import FILE, reference
 from util.arguments import parse_arguments
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text() for page in PAGES}
+COMMANDS = {
+    command
+    for text in TEXTS.values()
+    for command in re.findall(r"main\.py( -c config/(?!mine)(?:\\\n|[^`#\n])*)", text.replace("\\\n", " "))
+}
 
 
 def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
-    """The file and the config of "Add your own encoder" train for a step."""
-    encoder, config = re.findall(r"```python\n# (?:models/encoders|config/mine)/\S+\n(.*?)```", TEXT, re.DOTALL)
+    """The file and the config of "Add an encoder" train for a step."""
+    text = TEXTS[ROOT / "docs/encoder.md"]
+    encoder, config = re.findall(r"```python\n# (?:models/encoders|config/mine)/\S+\n(.*?)```", text, re.DOTALL)
     monkeypatch.setattr(PARTS, "classes", dict(PARTS.classes))
     exec(encoder, {"__name__": "models.encoders.mine"})
     for name in ("DINO", "_base_"):
@@ -34,14 +45,50 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
     assert torch.isfinite(total)
 
 
-@pytest.mark.parametrize("command", re.findall(r"main\.py( -c config/(?:\\\n|[^`#\n])*)", TEXT))
-def test_commands_name_configs_and_options_that_exist(command):
-    words = command.replace("\\\n", " ").split()
-    arguments = parse_arguments(words)
-    assert (ROOT / arguments.config_file).is_file()
+def test_commands_name_configs_and_options_that_exist():
+    assert len(COMMANDS) > 8
+    for command in COMMANDS:
+        arguments = parse_arguments(command.split())
+        assert (ROOT / arguments.config_file).is_file(), command
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)", TEXT)
-    assert links
-    assert all((ROOT / link).exists() for link in links), links
+def anchors(text):
+    """What headings can be linked to as."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", TEXTS[page])
+    assert links or page.name == "architecture.md"
+    for path, anchor in links:
+        target = page.parent / path if path else page
+        assert target.exists(), (page.name, path)
+        assert not anchor or anchor in anchors(target.read_text()), (page.name, path, anchor)
+
+
+def test_the_config_reference_is_what_the_parts_say():
+    text = reference()
+    assert FILE.read_text() == text, "run `python tools/config_reference.py`"
+    ours = [name for name, cls in PARTS.classes.items() if cls.__module__.startswith("models.")]
+    assert len(ours) > 40
+    assert all(f"### {name}\n" in text for name in ours)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("material"), reason="mkdocs-material is not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "num_layers" in (tmp_path / "reference.html").read_text()
+    assert (
+        "KeyAwareDeformAttn" in (tmp_path / "source/config/lite_detr/lite_dino_r50_h3l1_2p1x3_kda.py.html").read_text()
+    )
+
+
+def test_every_target_of_make_is_listed():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"\.PHONY: (.*)", text)[1].split()
+    assert len(targets) > 7
+    assert all(re.search(rf"^{target}:.*## \w", text, re.MULTILINE) for target in targets)

@@ -19,6 +19,9 @@ USEFUL = {
     "matplotlib": "curves.png",
     "faster_coco_eval": "the same evaluation, sooner",
     "tensorboard": "curves in TensorBoard",
+    "wandb": "curves at Weights & Biases (--wandb)",
+    "onnxruntime": "running exported models",
+    "cv2": "detection in videos (opencv-python-headless)",
 }
 
 

@@ -65,6 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval", action="store_true", help="evaluate on the val split and stop")
     add("--test", action="store_true", help="detect on the test split, write results.json and stop")
     add("--save_results", action="store_true", help="write the detections of an evaluation as COCO JSON")
+    add("--dry_run", action="store_true", help="try a few steps, a checkpoint, a resume and an evaluation, and stop")
     add("--benchmark", action="store_true", help="measure parameters, multiply-adds, latency and memory first")
     add("--benchmark_train", action="store_true", help="and the rate of training steps, and what COCO would take")
     add("--benchmark_only", action="store_true", help="measure and stop")
@@ -73,10 +74,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = run.add_argument
     add("--output_dir", metavar="DIR", help="where everything is written (default: output/CONFIG_NAME)")
     add("--note", default="", metavar="TEXT", help="is written to the log, to recognise a run by")
+    add("--wandb", metavar="PROJECT", help="log to Weights & Biases too, where wandb is installed (training.wandb)")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it; losses stay float32")
     add("--seed", type=_at_least(0), default=42, help="of everything random (default: 42)")
     add("--deterministic", action="store_true", help="the same numbers every time, or an error that says why not")
     add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch passes it
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.dry_run and (args.eval or args.test or args.benchmark or args.benchmark_train or args.benchmark_only):
+        parser.error("--dry_run tries a training: it goes with none of --eval, --test, --benchmark...")
+    return args

@@ -1,6 +1,35 @@
-"""What the section `training` of a config may hold."""
+"""What a command line and its config ask for."""
 
+from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
+
+from util.config import ConfigDict, ConfigError, load_config, nearest, parse_options
+
+SECTIONS = (
+    "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
+    "compile", "checkpointing",
+)  # fmt: skip
+
+
+def configured(args: Namespace) -> ConfigDict:
+    """The config with what the command line says."""
+    flags = {
+        "data.root": args.coco_path,
+        "data.batch_size": args.batch_size,
+        "training.save_every_steps": args.save_every_steps,
+    }
+    chosen = {path: value for path, value in flags.items() if value is not None}
+    cfg = load_config(args.config_file, parse_options(args.options) | chosen)
+    for name in cfg:
+        if name not in SECTIONS:
+            raise ConfigError(f"{args.config_file}: '{name}' is no section of a config; {nearest(name, SECTIONS)}")
+    return cfg
+
+
+def output_folder(args: Namespace) -> Path:
+    """Where everything is written."""
+    return Path(args.output_dir or Path("output") / Path(args.config_file).stem)
 
 
 @dataclass(frozen=True)
@@ -8,7 +37,9 @@ class TrainingOptions:
     """How a training goes, beside its optimiser and schedule.
 
     Attributes:
-        clip_norm, accumulate, patience: see engine.train_one_epoch.
+        clip_norm: limit of the total gradient norm; None for none.
+        accumulate: batches of an optimiser step.
+        patience: how many steps in a row may be skipped because a number in them is not finite.
         ema: None, or what util.optim.moving_average takes.
         eval_every, save_every: epochs between evaluations, and between checkpoints that are kept.
         save_every_steps: steps between checkpoints within epochs; None for none.
@@ -16,6 +47,7 @@ class TrainingOptions:
         warm_up_step: whether the largest step is tried first; "auto": on a GPU.
         print_every: batches between lines of progress.
         pictures: how many are drawn in vis/detections.png.
+        wandb: project at Weights & Biases that gets the numbers too; None for none.
     """
 
     clip_norm: float | None = 0.1
@@ -29,6 +61,7 @@ class TrainingOptions:
     warm_up_step: bool | str = "auto"
     print_every: int = 50
     pictures: int = 12
+    wandb: str | None = None
 
     def __post_init__(self):
         if self.warm_up_step not in (True, False, "auto"):

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from util.checkpoint import CheckpointError, versions
 from util.distributed import gather, is_main, rank, world_size
-from util.logger import Meter
+from util.progress import Meter
 
 log = logging.getLogger(__name__)
 

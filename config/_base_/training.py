@@ -14,4 +14,5 @@ training = dict(
     patience=10,
     warm_up_step='auto',
     print_every=50,
+    wandb=None,
 )

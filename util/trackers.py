@@ -1,0 +1,63 @@
+"""Who else keeps a training's numbers: TensorBoard and Weights & Biases, where they are installed. Never required."""
+
+import logging
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class TensorBoard:
+    """Curves in a folder, for `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+
+    def write(self, numbers: dict[str, float], epoch: int):
+        """Takes the numbers of an epoch."""
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+
+class WeightsAndBiases:
+    """A run at wandb.ai, or on the disk where WANDB_MODE=offline says so. A training that goes on continues its run."""
+
+    def __init__(self, project: str, folder: Path, config: dict):
+        import wandb
+
+        known = folder / "wandb_run.txt"
+        earlier = known.read_text().strip() if known.is_file() else None
+        self.run = wandb.init(
+            project=project, name=folder.name, id=earlier, resume="allow", dir=str(folder), config=config
+        )
+        known.write_text(f"{self.run.id}\n")
+
+    def write(self, numbers: dict[str, float], epoch: int):
+        """Takes the numbers of an epoch."""
+        self.run.log(numbers, step=epoch)
+
+
+def open_trackers(folder: Path, wandb: str | None, config: dict) -> list[TensorBoard | WeightsAndBiases]:
+    """Those that can be had. What is missing, or cannot be reached, is said in a line and done without.
+
+    Args:
+        folder: of the training's output.
+        wandb: project at Weights & Biases, or None to do without it.
+        config: of the training, plain values.
+    """
+    found = []
+    try:
+        found.append(TensorBoard(folder / "tensorboard"))
+    except ImportError:
+        log.info("no curves for TensorBoard, which is not installed: pip install tensorboard")
+    if wandb:
+        try:
+            found.append(WeightsAndBiases(wandb, folder, config))
+        except ImportError:
+            log.warning("nothing goes to Weights & Biases, which is not installed: pip install wandb")
+        except Exception as error:  # no account, no network, a project that refuses: none is worth a training
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("nothing goes to Weights & Biases: %s. `wandb login`, or WANDB_MODE=offline", reason)
+    return found
