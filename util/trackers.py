@@ -58,6 +58,6 @@ def open_trackers(folder: Path, wandb: str | None, config: dict) -> list[TensorB
         except ImportError:
             log.warning("nothing goes to Weights & Biases, which is not installed: pip install wandb")
         except Exception as error:  # no account, no network, a project that refuses: none is worth a training
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             log.warning("nothing goes to Weights & Biases: %s. `wandb login`, or WANDB_MODE=offline", reason)
     return found
