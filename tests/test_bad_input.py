@@ -140,7 +140,7 @@ def test_objects_that_make_no_sense_are_left_out_and_counted(root, broken, messa
 
 
 def test_missing_files_are_named(root):
-    with pytest.raises(FileNotFoundError, match="absent.json: there is no such annotation file; docs/training.md shows"):
+    with pytest.raises(FileNotFoundError, match="absent.json: there is no such annotation file; docs/training.md"):
         read_annotations(root / "absent.json")
 
 
