@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from datasets.annotations import Annotations
-from datasets.coco_eval import NUMBERS, CocoEvaluator, as_coco
+from datasets.coco_eval import NUMBERS, as_coco, truth_as_coco
 from datasets.tide import ErrorCost, Matches, TideErrors, find_errors
 
 SIZES = ("small", "medium", "large")
@@ -149,7 +149,7 @@ def run_coco_eval(annotations: Annotations, detections: np.ndarray) -> COCOeval:
     """pycocotools' evaluation, with all that it found out on the way."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth, found = COCO(), COCO()
-        truth.dataset = CocoEvaluator(annotations)._dataset()
+        truth.dataset = truth_as_coco(annotations)
         truth.createIndex()
         if len(detections):
             found = truth.loadRes(as_coco(detections))

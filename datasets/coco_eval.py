@@ -84,7 +84,7 @@ class CocoEvaluator:
         COCO, COCOeval = coco_api()
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO()
-            truth.dataset = self._dataset()
+            truth.dataset = truth_as_coco(self.annotations)
             truth.createIndex()
             names = dict(self.annotations.categories.used)
             if len(detections):
@@ -104,27 +104,29 @@ class CocoEvaluator:
         numbers = dict(zip(NUMBERS, map(_digits, numbers), strict=True))
         return Evaluation(numbers, classes, len(self.annotations))
 
-    def _dataset(self) -> dict:
-        """The truth as the COCO interface wants it. Ids start at 1: it takes 0 for 'not matched'."""
-        found = self.annotations
-        pictures = np.repeat(found.image_ids, np.diff(found.first))
-        columns = zip(pictures, found.boxes, found.category_ids, found.areas, found.crowd, strict=True)
-        return {
-            "info": {},
-            "images": [{"id": int(key)} for key in found.image_ids],
-            "categories": [{"id": key, "name": name} for key, name in found.categories.used],
-            "annotations": [
-                {
-                    "id": number,
-                    "image_id": int(picture),
-                    "bbox": box.tolist(),
-                    "category_id": int(category),
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-                for number, (picture, box, category, area, crowd) in enumerate(columns, 1)
-            ],
-        }
+
+def truth_as_coco(annotations: Annotations) -> dict:
+    """The truth as the COCO interface wants it. Ids start at 1: it takes 0 for 'not matched'."""
+    pictures = np.repeat(annotations.image_ids, np.diff(annotations.first))
+    columns = zip(
+        pictures, annotations.boxes, annotations.category_ids, annotations.areas, annotations.crowd, strict=True
+    )
+    return {
+        "info": {},
+        "images": [{"id": int(key)} for key in annotations.image_ids],
+        "categories": [{"id": key, "name": name} for key, name in annotations.categories.used],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": int(picture),
+                "bbox": box.tolist(),
+                "category_id": int(category),
+                "area": float(area),
+                "iscrowd": int(crowd),
+            }
+            for number, (picture, box, category, area, crowd) in enumerate(columns, 1)
+        ],
+    }
 
 
 def _row(heading: str, cells: list[str]) -> str:

@@ -9,6 +9,7 @@ is the layout of their kernels, one thread per channel, built from classic_defor
 """
 
 import argparse
+import functools
 import importlib
 import platform
 import statistics
@@ -76,11 +77,16 @@ def with_backward(function: Callable, inputs: list[torch.Tensor]) -> Callable:
     return work
 
 
+def levels(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(L, 2) heights and widths, and each level's first token, as other packages want them."""
+    sizes = torch.tensor(SHAPES, device=device)
+    return sizes, torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+
+
 def opponents(device: str) -> dict[str, Callable]:
     """Plain attention of other installed packages: (value, locations, weights) -> answer."""
     found = {}
-    sizes = torch.tensor(SHAPES, device=device)
-    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    sizes, starts = levels(device)
     for module in ("MultiScaleDeformableAttention", "torch_ms_deform_attn", "deformops"):
         try:
             package = importlib.import_module(module)
@@ -94,13 +100,13 @@ def opponents(device: str) -> dict[str, Callable]:
     return found
 
 
+@functools.cache
 def classic() -> Callable:
     """Plain attention by one thread per channel: (value, locations, weights) -> answer, float32 on CUDA."""
     from torch.utils.cpp_extension import load
 
     kernels = load("classic_deform_attn", [str(ROOT / "tools/classic_deform_attn.cu")])
-    sizes = torch.tensor(SHAPES, device="cuda")
-    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    sizes, starts = levels("cuda")
 
     class Classic(torch.autograd.Function):
         @staticmethod

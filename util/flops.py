@@ -43,8 +43,10 @@ REDUCTIONS = ("all", "amax", "amin", "any", "argmax", "cumsum", "max", "mean", "
 def _every_operation() -> dict[Callable, Callable]:
     """What PyTorch's operators cost beside the matrix products and convolutions, which FlopCounterMode knows."""
     found = {}
-    for name in dir(aten):
-        packet = getattr(aten, name)
+    # All that are registered; dir(aten) names those that somebody has looked at before.
+    registered = (name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names() if "aten::" in name)
+    for name in {name.split(".")[0] for name in registered}:
+        packet = getattr(aten, name, None)
         overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else []
         if overloads and name not in COPIES and torch.Tag.pointwise in getattr(packet, overloads[0]).tags:
             found[packet] = _per_element(1)

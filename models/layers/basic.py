@@ -1,7 +1,7 @@
 """Small pieces that many parts need."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -23,9 +23,12 @@ class Recomputable(nn.Module):
     def __call__(self, *inputs):
         """As in every module."""
         if self.recompute and torch.is_grad_enabled():
-            twice = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
-            return checkpoint(super().__call__, *inputs, use_reentrant=False, context_fn=twice)
+            return checkpoint(super().__call__, *inputs, use_reentrant=False, context_fn=self._once_and_again)
         return super().__call__(*inputs)
+
+    def _once_and_again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """What surrounds the forward, and the same when it is computed anew."""
+        return nullcontext(), _statistics_kept(self)
 
 
 @contextmanager
