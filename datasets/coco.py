@@ -142,10 +142,7 @@ class DetectionDataset(Dataset):
 
 
 def _decoded(encoded: bytes, listed: tuple[int, int]) -> Image.Image:
-    """A picture of any mode as RGB, turned by its EXIF entry unless it has the listed width and height without.
-
-    16 bits are scaled, not cut. Transparency is dropped.
-    """
+    """A picture of any mode as RGB, turned by its EXIF entry unless it has the listed width and height without."""
     if not encoded:
         raise ValueError("the file is empty, or was not there when the pictures were cached")
     image = Image.open(io.BytesIO(encoded))
@@ -154,6 +151,11 @@ def _decoded(encoded: bytes, listed: tuple[int, int]) -> Image.Image:
         raise ValueError("its pixels are fractions of an unknown range; save it with 8 or 16 bits")
     if image.size != listed:
         image = ImageOps.exif_transpose(image)
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16 bits are scaled, not cut; transparency is dropped."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps
 
-from datasets.coco import BrokenPictureError
+from datasets.coco import BrokenPictureError, to_rgb
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 """What is taken of a folder. A file that is named itself may end as it likes."""
@@ -75,16 +74,9 @@ def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise whatever comes to their mind on damaged files
         raise BrokenPictureError(f"{path}: cannot be read: {error or type(error).__name__}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; 16 bits are scaled, not cut."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _frames(path: Path) -> Iterator[Picture]:
