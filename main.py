@@ -42,6 +42,7 @@ from util.distributed import (
 )
 from util.dry_run import dry_run, pictures_of, shortened
 from util.logger import Journal, setup_logging
+from util.memory import keep_freed_memory
 from util.optim import build_optimizer, build_schedule, moving_average
 from util.options import TrainingOptions, configured, output_folder
 from util.precision import Precision
@@ -400,6 +401,8 @@ def main(args: Namespace) -> int:
     """Runs one command line; returns the exit status."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     init_processes(args.device)
+    if args.device == "cpu":
+        keep_freed_memory()
     setup_logging(None)
     if args.deterministic:
         be_deterministic()

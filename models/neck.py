@@ -48,12 +48,12 @@ class PyramidNeck(nn.Module):
         places = [(extent, shape, source.device) for extent, shape in zip(extents, shapes, strict=True)]
         pads = [padding_of(*place) for place in places]
         pos = [
-            self.position(*place).flatten(2) + embed[:, None]
+            self.position(*place).flatten(2).transpose(1, 2) + embed
             for place, embed in zip(places, self.level_embed, strict=True)
         ]
         return Pyramid(
-            tokens=torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2),
-            pos=torch.cat(pos, 2).transpose(1, 2),
+            tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1),
+            pos=torch.cat(pos, 1),
             padding=torch.cat([pad.flatten(1) for pad in pads], 1),
             shapes=shapes,
             extents=tuple(zip(*extents, strict=True)),

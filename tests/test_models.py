@@ -17,7 +17,7 @@ from tests.tiny import shrunk
 from util.batch import ImageBatch
 from util.checkpoint import CheckpointError
 from util.config import ConfigError
-from util.flops import count_by_part, count_gmacs, count_operations_by_part
+from util.flops import ELEMENTWISE, count_by_part, count_gmacs, count_operations_by_part
 from util.optim import build_optimizer
 from util.precision import Precision
 
@@ -186,20 +186,30 @@ def test_counting_needs_no_computation_and_knows_the_parts():
     assert twice == pytest.approx(2 * sum(parts.values()), rel=1e-6)
 
 
+class Part(nn.Module):
+    """A layer of which every operation is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 16), nn.LayerNorm(16)
+
+    def forward(self, images):
+        return self.norm(self.linear(images[0]).relu()).softmax(-1).sum()
+
+
 def test_every_operation_is_counted_as_said():
-    class Part(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.norm = nn.Linear(8, 16), nn.LayerNorm(16)
-
-        def forward(self, images):
-            return self.norm(self.linear(images[0]).relu()).softmax(-1).sum()
-
     numbers = 3 * 4 * 16  # of a picture 4 high and 8 wide after the linear layer
     counted = count_operations_by_part(Part(), [torch.empty(3, 4, 8)])
     assert counted == pytest.approx({"linear": 2 * 8 * numbers / 1e9, "norm": 7 * numbers / 1e9})
     counted = count_operations_by_part(nn.Sequential(OrderedDict(part=Part())), [torch.empty(3, 4, 8)])
     assert counted == pytest.approx({"part": (2 * 8 + 1 + 7 + 5 + 1) * numbers / 1e9})
+
+
+def test_tables_that_count_elements_count_them_as_said():
+    numbers, part = 3 * 4 * 16, nn.Sequential(OrderedDict(part=Part()))
+    assert count_gmacs(part, [torch.empty(3, 4, 8)]) == pytest.approx((8 + 5) * numbers / 1e9)
+    counted = count_gmacs(part, [torch.empty(3, 4, 8)], convention=ELEMENTWISE)
+    assert counted == pytest.approx((8 + 1 + 5 + 5) * numbers / 1e9)
 
 
 def test_every_operation_of_a_detector_is_counted_without_kernels_too(monkeypatch):

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from tools.speed import measure_all
 from tools.tables import all_configs
+from util.memory import keep_freed_memory
 from util.visualize import line_plots
 
 MODELS = ("dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda", "lite_dino_r50_h3l1_2p1x3_da")
@@ -34,6 +35,8 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true")
     args = parser.parse_args()
+    if args.device == "cpu":
+        keep_freed_memory()
     known = all_configs()
     unknown = [name for name in args.names if name not in known]
     if unknown:

@@ -26,7 +26,8 @@ from tools.speed import write_speed
 from tools.tables import PAPERS, PUBLISHED, SCHEDULE, all_configs, line, published_ap, table
 from util.benchmark import SIZE
 from util.config import load_config
-from util.flops import count_gmacs
+from util.flops import ELEMENTWISE, count_gmacs
+from util.memory import keep_freed_memory
 
 COLUMNS = (
     "model", "config", "parameters, M", "trainable, M", "as printed", "multiply-adds, G", "as its table counts",
@@ -38,11 +39,12 @@ HEAD = f"""\
 Written by `python tools/zoo.py`. AP on COCO val2017 is **as published**, by the paper or with its code's checkpoints;
 nothing here was trained to the end with this code. Parameters (all, and those that train) and multiply-adds (one
 picture of {SIZE[0]}x{SIZE[1]}) are this code's, "as printed" what the paper's table says. Tables differ in what they
-count: those of DETR and Conditional DETR average over the first 100 pictures of val2017; Sparse DETR's take one of
-800x1066 and leave out the encoder's auxiliary heads (and their 0.8 M parameters), its row of DETR on Swin-T too; the
-others take one of {SIZE[0]}x{SIZE[1]}. "As its table counts" does the same; rows that still differ by more than 1 % are
-listed below, with the reason. "Checked": an official checkpoint of generated weights loads,
-and gives the outputs, losses and gradients of the paper's code.
+count: those of DETR and Conditional DETR average over the first 100 pictures of val2017 and count sums, products, ReLUs
+and softmax too, number by number; Sparse DETR's take one of 800x1066 and leave out the encoder's auxiliary heads (and
+their 0.8 M parameters), its row of DETR on Swin-T too; the others take one of {SIZE[0]}x{SIZE[1]}.
+"As its table counts" does the same; rows that still differ by more than 1 % are listed below, with the reason.
+"Checked": an official checkpoint of generated weights loads, and gives the outputs, losses and gradients of the
+paper's code.
 
 """
 
@@ -64,8 +66,9 @@ def as_printed(detector: nn.Module, folder: str, printed: dict, usual: float) ->
         return count_gmacs(detector, [torch.empty(3, 800, 1066)])
     if folder not in ("detr", "conditional_detr"):
         return usual
-    sizes = Counter(resized(*size) for size in PUBLISHED["val2017_sizes"])
-    counts = {size: count_gmacs(detector, [torch.empty(3, *size)]) for size in sizes}
+    # On its side a picture costs the same.
+    sizes = Counter(tuple(sorted(resized(*size))) for size in PUBLISHED["val2017_sizes"])
+    counts = {size: count_gmacs(detector, [torch.empty(3, *size)], convention=ELEMENTWISE) for size in sizes}
     return sum(counts[size] * times for size, times in sizes.items()) / sizes.total()
 
 
@@ -132,6 +135,8 @@ def main():
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of speed.{md,csv,png}")
     args = parser.parse_args()
+    if args.device == "cpu":
+        keep_freed_memory()
     known = all_configs()
     unknown = [name for name in args.names if name not in known]
     if unknown:

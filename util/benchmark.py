@@ -77,15 +77,15 @@ def measure_latency(
 
 
 @torch.inference_mode()
-def matrix_rate(precision: Precision, size: int = 2048, repeats: int = 5) -> float:
-    """10^9 operations per second (two per multiply-add) in products of large square matrices: the best of some."""
+def matrix_rate(precision: Precision, size: int = 2048, repeats: int = 9) -> float:
+    """10^9 operations per second (two per multiply-add) in products of large square matrices: the median of some."""
     a, b = (torch.randn(size, size, device=precision.device) for _ in range(2))
 
     def multiply():
         with precision.autocast():
             a @ b
 
-    return 2e-9 * size**3 / min(times(multiply, precision.device, repeats))
+    return 2e-9 * size**3 / statistics.median(times(multiply, precision.device, repeats))
 
 
 def measure_training(

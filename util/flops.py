@@ -36,6 +36,13 @@ CONVENTION = {
     aten.native_group_norm: _per_element(2 * 5),
     aten.grid_sampler_2d: _per_element(2 * 4),
 }
+ELEMENTWISE = CONVENTION | {
+    **{getattr(aten, name): _per_element(2) for name in ("add", "add_", "sub", "mul", "div", "relu", "relu_")},
+    aten.rsqrt: _per_element(2 * 2),
+    aten._softmax: _per_element(2 * 5),
+    aten._safe_softmax: _per_element(2 * 5),
+}
+"""As the tables of DETR and Conditional DETR count: sums, products and ReLUs one per number too, a softmax five."""
 COPIES = ("alias", "clone", "copy", "copy_", "fill", "fill_", "_to_copy", "zero", "zero_")
 REDUCTIONS = ("all", "amax", "amin", "any", "argmax", "cumsum", "max", "mean", "min", "prod", "std", "sum", "var")
 
@@ -71,7 +78,9 @@ EVERYTHING = _every_operation()
 """{operator: formula}. Whoever brings an operator of their own puts it in."""
 
 
-def count_gmacs(detector: nn.Module, images: list[Tensor], inference: bool = False) -> float:
+def count_gmacs(
+    detector: nn.Module, images: list[Tensor], inference: bool = False, convention: dict = CONVENTION
+) -> float:
     """Multiply-adds of one forward pass, in 10^9.
 
     Counts as fvcore does, which is what published tables hold: convolutions and matrix products one per multiply-add
@@ -82,11 +91,12 @@ def count_gmacs(detector: nn.Module, images: list[Tensor], inference: bool = Fal
         detector: any module that takes a list of pictures.
         images: list of (3, h, w) tensors; only their sizes matter.
         inference: leave out what is computed for losses alone.
+        convention: CONVENTION, or ELEMENTWISE.
 
     Returns:
         10^9 multiply-adds of the whole batch.
     """
-    return sum(count_by_part(detector, images, inference).values())
+    return sum(_count(detector, images, inference, convention).values()) / 2e9
 
 
 def count_by_part(detector: nn.Module, images: list[Tensor], inference: bool = False) -> dict[str, float]:

@@ -54,16 +54,16 @@ class SinePosition(nn.Module):
         self.temperature = temperature
 
     def forward(self, extents: Shapes, shape: tuple[int, int], device) -> Tensor:
-        """Of a map (H, W) of which the pictures cover (h, w) each: (B, d_model, H, W) float32."""
+        """Of a map (H, W) of which the pictures cover (h, w) each: (B, d_model, H, W), channels last in memory."""
         settings = self.features, self.offset, self.temperature
-        return torch.stack([_positions(extent, shape, device, *settings) for extent in extents])
+        return torch.stack([_positions(extent, shape, device, *settings) for extent in extents]).permute(0, 3, 1, 2)
 
 
 @remembered
 def _positions(
     extent: tuple[int, int], shape: tuple[int, int], device, features: int, offset: float, temperature: float
 ) -> Tensor:
-    """(d_model, H, W)."""
+    """(H, W, d_model)."""
     inside = ~padding_of((extent,), shape, device)
     encoded = []
     for axis in (1, 2):
@@ -71,4 +71,4 @@ def _positions(
         last = count.narrow(axis, -1, 1)
         angle = (count + offset) / (last + 1e-6) * 2 * math.pi
         encoded.append(sine_features(angle, features, temperature))
-    return torch.cat(encoded, -1)[0].permute(2, 0, 1)
+    return torch.cat(encoded, -1)[0]
