@@ -32,31 +32,35 @@ YARDSTICK = "transformers' deformable_detr_r50"
 
 def measure_all(
     chosen: list[Path], args: argparse.Namespace, opponents: dict[str, Callable] | None = None
-) -> tuple[dict[str, dict], float]:
+) -> dict[str, dict]:
     """Times the models one after the other, once a round, and the machine's matrix products between them.
 
     Args:
         opponents: by name, further models to time: callables that take a list of pictures.
 
     Returns:
-        by name: gmacs (not of opponents), seconds, peak_mb; and the matrix products' operations per second in 10^9.
-        Both times are medians of each round, and the best of the rounds.
+        by name: gmacs (not of opponents), peak_mb, and of each round: seconds, the median of the repeats, and rate, the
+        matrix products' operations per second just before, in 10^9.
     """
     precision = Precision(args.device, args.amp)
     detectors = {path.stem: build_detector(load_config(path)).to(args.device).eval() for path in chosen}
-    found, rates = {name: {"seconds": []} for name in (*detectors, *(opponents or ()))}, []
+    found = {name: {"seconds": [], "rate": []} for name in (*detectors, *(opponents or ()))}
     for name, detector in detectors.items():
         found[name]["gmacs"] = count_gmacs(detector, [torch.empty(3, *args.size)], inference=True)
     for _ in range(args.rounds):  # noise that comes and goes then meets more than one model
-        rates.append([])
         for name, detector in (detectors | (opponents or {})).items():
-            rates[-1].append(matrix_rate(precision))
+            rate = matrix_rate(precision)
+            found[name]["rate"].append(rate)
             numbers = measure_latency(detector, 1, args.size, precision, args.repeats)
             found[name]["seconds"].append(numbers["latency_ms"] / 1e3)
             found[name]["peak_mb"] = numbers["peak_mb"]
-            print(f"{name} {numbers['latency_ms']:.0f} ms, {rates[-1][-1]:.0f} GFLOP/s", file=sys.stderr)
-    best = {name: {**numbers, "seconds": min(numbers["seconds"])} for name, numbers in found.items()}
-    return best, max(map(statistics.median, rates))
+            print(f"{name} {numbers['latency_ms']:.0f} ms, {rate:.0f} GFLOP/s", file=sys.stderr)
+    return found
+
+
+def between(above: list[float], below: list[float]) -> float:
+    """The median over the rounds of how many times as long one took as the other, which noise moves least."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def yardstick(args: argparse.Namespace) -> dict[str, Callable]:
@@ -68,47 +72,49 @@ def yardstick(args: argparse.Namespace) -> dict[str, Callable]:
 
 def write_speed(chosen: list[Path], args: argparse.Namespace):
     """Measures and writes speed.{md,csv,png} in a folder."""
-    found, rate = measure_all(chosen, args, yardstick(args))
-    theirs = found.pop(YARDSTICK, None)
-    # How much longer the same work takes here than on the machine that the given seconds are of.
-    pace = theirs["seconds"] / PUBLISHED["cpu_seconds"][YARDSTICK] if theirs else None
+    found = measure_all(chosen, args, yardstick(args))
+    rate = statistics.median(rate for numbers in found.values() for rate in numbers["rate"])
+    theirs = found.pop(YARDSTICK, {}).get("seconds")
     base = args.baseline if args.baseline in found else chosen[0].stem
     ap = {path.stem: published_ap(path) for path in chosen}
-    rows = [_row(name, ap[name], numbers, found[base], rate, pace) for name, numbers in found.items()]
+    rows = [_row(name, ap[name], numbers, found[base], theirs) for name, numbers in found.items()]
     header = ("model", "AP as published", "multiply-adds, G", "seconds", "peak MB", f"multiply-adds / {base}",
               f"seconds / {base}", "seconds / time of its products", "seconds of the papers' code",
-              "at this machine's pace", "times as fast")  # fmt: skip
+              "times as fast, at transformers' pace")  # fmt: skip
     claims = [_claim(found[fast], found[slow], fast, slow) for fast, slow in CLAIMS if {fast, slow} <= found.keys()]
     claimed = table(("model", "than", "multiply-adds, times fewer", "seconds, times fewer", "of these"), claims)
-    measured = _about(args, rate) + (_about_pace(theirs["seconds"], pace) if theirs else "") + table(header, rows)
+    measured = _about(args, rate) + (_about_pace(statistics.median(theirs)) if theirs else "") + table(header, rows)
     (args.out / "speed.md").write_text(measured + (CLAIMED + claimed if claims else ""))
     with (args.out / "speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    points = [(name, float(ap[name].split()[0]), n["seconds"], n["gmacs"]) for name, n in found.items() if ap[name]]
+    points = [
+        (name, float(ap[name].split()[0]), statistics.median(numbers["seconds"]), numbers["gmacs"])
+        for name, numbers in found.items()
+        if ap[name]
+    ]
     scatter_plot(points, ("seconds", "multiply-adds, G"), "AP as published", args.out / "speed.png")
 
 
-def _row(name: str, ap: str, numbers: dict, base: dict, rate: float, pace: float | None) -> tuple[str, ...]:
+def _row(name: str, ap: str, numbers: dict, base: dict, theirs: list[float] | None) -> tuple[str, ...]:
     gmacs, seconds = numbers["gmacs"], numbers["seconds"]
-    given = PUBLISHED["cpu_seconds"].get(name)
-    theirs = given and pace and given * pace
+    products = [2 * gmacs / rate for rate in numbers["rate"]]
+    given, yard = PUBLISHED["cpu_seconds"].get(name), PUBLISHED["cpu_seconds"][YARDSTICK]
     return (
         name,
         ap,
         f"{gmacs:.1f}",
-        f"{seconds:.3g}",
+        f"{statistics.median(seconds):.2f}",
         f"{numbers['peak_mb']:.0f}",
         f"{gmacs / base['gmacs']:.2f}",
-        f"{seconds / base['seconds']:.2f}",
-        f"{seconds / (2 * gmacs / rate):.2f}",
+        f"{between(seconds, base['seconds']):.2f}",
+        f"{between(seconds, products):.2f}",
         f"{given}" if given else "",
-        f"{theirs:.3g}" if theirs else "",
-        f"{theirs / seconds:.1f}" if theirs else "",
+        f"{given / yard * between(theirs, seconds):.1f}" if given and theirs else "",
     )
 
 
 def _claim(fast: dict, slow: dict, *names: str) -> tuple[str, ...]:
-    work, time = slow["gmacs"] / fast["gmacs"], slow["seconds"] / fast["seconds"]
+    work, time = slow["gmacs"] / fast["gmacs"], between(slow["seconds"], fast["seconds"])
     return (*names, f"{work:.2f}", f"{time:.2f}", f"{time / work:.2f}")
 
 
@@ -119,10 +125,10 @@ def _about(args: argparse.Namespace, rate: float) -> str:
 # Speed
 
 One picture of {args.size[0]}x{args.size[1]}, {"autocast to bfloat16" if args.amp else "float32"}, on {where};
-PyTorch {torch.__version__}. The best median of {args.rounds} rounds. Machines are noisy: compare within one table.
-Products of large matrices, measured the same way between the models, reached {rate:.0f} GFLOP/s; "time of its products"
-is what a model's multiply-adds would take at that rate. "Seconds of the papers' code" were given, not measured here: of
-an 800x1066 picture on another CPU, 2 threads, its op in plain PyTorch.
+PyTorch {torch.__version__}. Medians of {args.rounds} rounds, also of the ratios: the machine's speed changes from one
+minute to the next, so compare within one table. "Time of its products" is what a model's multiply-adds would take at
+the rate of large matrix products just before, {rate:.0f} GFLOP/s in the median. "Seconds of the papers' code" were
+given, not measured here: of an 800x1066 picture on a CPU of that kind, 2 threads, its op in plain PyTorch.
 
 ```sh
 {words}
@@ -133,10 +139,11 @@ an 800x1066 picture on another CPU, 2 threads, its op in plain PyTorch.
 """
 
 
-def _about_pace(seconds: float, pace: float) -> str:
+def _about_pace(seconds: float) -> str:
     return f"""\
-transformers' Deformable DETR took {PUBLISHED["cpu_seconds"][YARDSTICK]} s on that CPU (given), and {seconds:.2f} s
-here, in this very run; so the papers' code would take {pace:.2f} times its given seconds "at this machine's pace".
+transformers' Deformable DETR took {PUBLISHED["cpu_seconds"][YARDSTICK]} s there (given), and {seconds:.2f} s here,
+between our models and in a process of its own, whose allocator is as it comes. "Times as fast, at transformers' pace"
+supposes that the papers' code would be slower here by the same factor.
 
 """
 
