@@ -43,8 +43,8 @@ count: those of DETR and Conditional DETR average over the first 100 pictures of
 and softmax too, number by number; Sparse DETR's take one of 800x1066 and leave out the encoder's auxiliary heads (and
 their 0.8 M parameters), its row of DETR on Swin-T too; the others take one of {SIZE[0]}x{SIZE[1]}.
 "As its table counts" does the same; rows that still differ by more than 1 % are listed below, with the reason.
-"Checked": an official checkpoint of generated weights loads, and gives the outputs, losses and gradients of the
-paper's code.
+So are rows whose parameters are not those printed. "Checked": an official checkpoint of generated weights loads, and
+gives the outputs, losses and gradients of the paper's code.
 
 """
 
@@ -96,9 +96,17 @@ def row(path: Path) -> tuple[str, ...]:
 
 
 def differences(rows: dict[str, tuple[str, ...]]) -> str:
-    """The rows whose multiply-adds, counted as in their table, differ from the printed ones by more than 1 %."""
+    """The rows whose multiply-adds, counted as in their table, differ from the printed ones by more than 1 %.
+
+    And those of whose parameters neither all nor those that train are printed.
+    """
     found = []
     for name, cells in rows.items():
+        printed = PUBLISHED["models"].get(name, {}).get("params_m")
+        digits = 1 if isinstance(printed, float) else 0
+        if printed and all(round(float(cell), digits) != printed for cell in cells[2:4]):
+            reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("params_reason"), "not known")
+            found.append((name, f"{cells[3]} M trainable", f"{printed} M", "", reason))
         ours, theirs = cells[COLUMNS.index("as its table counts")], PUBLISHED["models"].get(name, {}).get("gflops")
         if theirs and abs(float(ours) / theirs - 1) > 0.01:
             reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("reason"), "not known")
