@@ -384,7 +384,8 @@ class Run:
 def work(args: Namespace):
     """Does what a command line asks for."""
     if args.dry_run:
-        return dry_run(args, output_folder(args) / "dry_run", Run)
+        dry_run(args, output_folder(args) / "dry_run", Run)
+        return
     run = Run(args)
     if args.benchmark or args.benchmark_train or args.benchmark_only:
         run.benchmark()
@@ -394,7 +395,6 @@ def work(args: Namespace):
         run.detect_only()
     elif not args.benchmark_only:
         run.train()
-    return None
 
 
 def main(args: Namespace) -> int:

@@ -1,9 +1,10 @@
 """Times detectors beside transformers' models of the same architecture, in one run on the CPU.
 
-usage: python tools/benchmark_peers.py [NAME ...] [--repeats N]
+usage: python tools/benchmark_peers.py [NAME ...] [--repeats N] [--keep_memory]
 
 Needs transformers, which nothing else here does. Weights are random on both sides; one picture of 800x1066, float32.
-Each side runs as its users run it: the allocator of memory is told nothing in transformers' process.
+Each side runs as its users run it: the allocator of memory is told nothing in transformers' process, unless
+--keep_memory has it told what main.py tells it (util/memory.py).
 """
 
 import argparse
@@ -59,11 +60,13 @@ def seconds_of_peer(name: str) -> float:
 
 
 class Opponent:
-    """transformers' model of the same architecture, in a process of its own."""
+    """transformers' model of the same architecture, in a process of its own, which may keep freed memory too."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, keep_memory: bool = False):
         self.name = name
-        self.process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.process = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=keep_freed_memory if keep_memory else None
+        )
 
     def __call__(self, *_) -> float:
         """Detects on one picture of SIZE; returns the seconds that it took."""
@@ -71,10 +74,10 @@ class Opponent:
 
 
 @torch.inference_mode()
-def compare(name: str, repeats: int) -> str:
+def compare(name: str, repeats: int, keep_memory: bool) -> str:
     """Both models in turns, after one round that does not count."""
     (path,) = (ROOT / "config").rglob(f"{name}.py")
-    ours, theirs = build_detector(load_config(path)).eval(), Opponent(name)
+    ours, theirs = build_detector(load_config(path)).eval(), Opponent(name, keep_memory)
     picture, seconds = torch.randn(3, *SIZE), ([], [])
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -89,6 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
+    parser.add_argument("--keep_memory", action="store_true")
     args = parser.parse_args()
     keep_freed_memory()
     unknown = set(args.names) - PEERS.keys()
@@ -97,7 +101,7 @@ def main():
     print(f"CPU, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {SIZE[0]}x{SIZE[1]}, float32\n")
     print("| model | seconds | transformers | times as fast |\n|---|---|---|---|")
     for name in args.names or PEERS:
-        print(compare(name, args.repeats), flush=True)
+        print(compare(name, args.repeats, args.keep_memory), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.speed import measure_all
-from tools.tables import all_configs
+from tools.tables import chosen_configs
 from util.memory import keep_freed_memory
 from util.visualize import line_plots
 
@@ -38,14 +38,11 @@ def main():
     args = parser.parse_args()
     if args.device == "cpu":
         keep_freed_memory()
-    known = all_configs()
-    unknown = [name for name in args.names if name not in known]
-    if unknown:
-        parser.error(f"no config is named {', '.join(unknown)}")
+    chosen = chosen_configs(args.names or MODELS, parser)
     rows = []
     for side in args.sides:
         args.size = side, min(LONGEST, side * 4 // 3)
-        for name, numbers in measure_all([known[name] for name in args.names or MODELS], args).items():
+        for name, numbers in measure_all(chosen, args).items():
             numbers["seconds"] = statistics.median(numbers["seconds"])
             rows.append((name, *args.size, *(numbers[key] for key in QUANTITIES.values())))
     with (ROOT / "docs/growth.csv").open("w", newline="") as file:

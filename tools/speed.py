@@ -44,11 +44,12 @@ def measure_all(
     """
     precision = Precision(args.device, args.amp)
     detectors = {path.stem: build_detector(load_config(path)).to(args.device).eval() for path in chosen}
-    found = {name: {"seconds": [], "rate": []} for name in (*detectors, *(opponents or ()))}
+    timed = detectors | (opponents or {})
+    found = {name: {"seconds": [], "rate": []} for name in timed}
     for name, detector in detectors.items():
         found[name]["gmacs"] = count_gmacs(detector, [torch.empty(3, *args.size)], inference=True)
     for _ in range(args.rounds):  # noise that comes and goes then meets more than one model
-        for name, detector in (detectors | (opponents or {})).items():
+        for name, detector in timed.items():
             rate = matrix_rate(precision)
             found[name]["rate"].append(rate)
             numbers = measure_latency(detector, 1, args.size, precision, args.repeats)

@@ -1,5 +1,6 @@
 """What the tools that write tables share: which configs there are, what is published of them, Markdown."""
 
+import argparse
 import ast
 import json
 import re
@@ -42,6 +43,15 @@ def all_configs() -> dict[str, Path]:
     """{name: config} of all families, the papers' in their order and this project's own last."""
     others = sorted(path.name for path in (ROOT / "config").iterdir() if path.name not in (*PAPERS, "_base_"))
     return {name: path for folder in (*PAPERS, *others) for name, path in configs(ROOT / "config" / folder).items()}
+
+
+def chosen_configs(names: list[str], parser: argparse.ArgumentParser) -> list[Path]:
+    """The configs of a command line, or all where it names none; leaves with an error where a name is unknown."""
+    known = all_configs()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"no config is named {', '.join(unknown)}")
+    return [known[name] for name in names or known]
 
 
 def published_ap(path: Path) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from models import build_detector
 from tools.speed import write_speed
-from tools.tables import PAPERS, PUBLISHED, SCHEDULE, all_configs, line, published_ap, table
+from tools.tables import PAPERS, PUBLISHED, SCHEDULE, chosen_configs, line, published_ap, table
 from util.benchmark import SIZE
 from util.config import load_config
 from util.flops import ELEMENTWISE, count_gmacs
@@ -145,11 +145,7 @@ def main():
     args = parser.parse_args()
     if args.device == "cpu":
         keep_freed_memory()
-    known = all_configs()
-    unknown = [name for name in args.names if name not in known]
-    if unknown:
-        parser.error(f"no config is named {', '.join(unknown)}")
-    chosen = [known[name] for name in args.names or known]
+    chosen = chosen_configs(args.names, parser)
     if args.latency:
         write_speed(chosen, args)
     else:

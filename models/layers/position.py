@@ -54,7 +54,7 @@ class SinePosition(nn.Module):
         self.temperature = temperature
 
     def forward(self, extents: Shapes, shape: tuple[int, int], device) -> Tensor:
-        """Of a map (H, W) of which the pictures cover (h, w) each: (B, d_model, H, W), channels last in memory."""
+        """Of a map (H, W) of which the pictures cover (h, w) each: (B, d_model, H, W) float32, stored channels last."""
         settings = self.features, self.offset, self.temperature
         return torch.stack([_positions(extent, shape, device, *settings) for extent in extents]).permute(0, 3, 1, 2)
 
