@@ -151,6 +151,19 @@ def test_wild_locations_are_outside(bad):
         assert all(grad.isfinite().all() for grad in grads)
 
 
+@needs_extension
+def test_a_query_that_is_not_a_number_gives_an_answer_that_is_none():
+    """A softmax that cut its arguments off would hide it."""
+    shapes = ((4, 5), (2, 2))
+    for backend in COMPILED:
+        query, key, value, locations, _ = problem(shapes, P=2, spread=0.0, device=DEVICE[backend])
+        query[0, 0] = float("nan")
+        for keys in (value, key):
+            answer = key_aware_deform_attn(query, keys, value, shapes, locations, backend)
+            assert answer[0, 0].isnan().all()
+            assert answer[0, 1:].isfinite().all()
+
+
 def test_operators_keep_their_contract():
     """Schemas, fake kernels and autograd registration, as torch.library checks them."""
     if not COMPILED:

@@ -26,7 +26,7 @@ struct Problem {
 // stores locations and weights and accumulates. A forward kernel computes heads of queries
 // begin <= (n * M + m) * Q + q < end, a backward kernel all queries of the heads begin <= n * M + m < end; what different
 // ranges write does not overlap. Each call brings memory for scratch(problem, heads) numbers, where `heads` is 1 for
-// plain, 2 for plain_backward and aware, 4 for aware_backward.
+// forward kernels and 2 for backward kernels, and twice that where the keys are other rows than the values.
 template <typename T, typename A>
 struct Kernels {
   long (*scratch)(const Problem&, int heads);

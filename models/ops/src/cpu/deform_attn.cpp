@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <string>
 #include <tuple>
 
@@ -60,12 +61,18 @@ STORAGE(at::Half, Float16, float, float16_kernels)
 // The type that locations and weights have, and in which gradients of values are summed.
 at::ScalarType accumulator(const at::Tensor& value) { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
+// Rows of numbers begin with a cache line: vectors that reach into the next line cost twice.
+constexpr std::align_val_t CACHE_LINE{64};
+struct Release {
+  void operator()(void* memory) const { ::operator delete(memory, CACHE_LINE); }
+};
+
 // Shares `count` pieces of work among the threads; each gets memory for `numbers` numbers of its own.
 template <typename A, typename Work>
 void in_threads(int64_t count, long numbers, const Work& work) {
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<A[]> memory(new A[numbers]);
-    work(memory.get(), begin, end);
+    const std::unique_ptr<void, Release> memory(::operator new(numbers * sizeof(A), CACHE_LINE));
+    work(static_cast<A*>(memory.get()), begin, end);
   });
 }
 
@@ -119,7 +126,7 @@ at::Tensor aware(const at::Tensor& query_, const std::optional<at::Tensor>& key_
   const Problem p = describe(value, shapes, locations);
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   DISPATCH(value, {
-    in_threads<A>(p.N * p.M * p.Q, kernels.scratch(p, 2), [&](A* memory, int64_t begin, int64_t end) {
+    in_threads<A>(p.N * p.M * p.Q, kernels.scratch(p, key_ ? 2 : 1), [&](A* memory, int64_t begin, int64_t end) {
       kernels.aware(p, data<const T*>(query), data<const T*>(key), data<const T*>(value), data<const A*>(locations),
                     data<T*>(answer), memory, begin, end);
     });
@@ -138,7 +145,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aware_backward(
   auto grad_value = at::empty_like(value), grad_key = key_ ? at::empty_like(value) : at::empty({0}, value.options());
   auto grad_query = at::empty_like(query), grad_locations = at::empty_like(locations);
   DISPATCH(value, {
-    in_threads<A>(p.N * p.M, kernels.scratch(p, 4), [&](A* memory, int64_t begin, int64_t end) {
+    in_threads<A>(p.N * p.M, kernels.scratch(p, key_ ? 4 : 2), [&](A* memory, int64_t begin, int64_t end) {
       kernels.aware_backward(p, data<const T*>(grad), data<const T*>(query), data<const T*>(key),
                              data<const T*>(value), data<const A*>(locations), data<T*>(grad_query),
                              data<T*>(grad_key), data<T*>(grad_value), data<A*>(grad_locations),

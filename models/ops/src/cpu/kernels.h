@@ -116,7 +116,8 @@ struct Pack<double, double, 4> {
 #endif
 
 // Ways to merge two vectors, a and then b, by halves. `even` and `odd` take every second number. `pairs` and `quads` add
-// neighbours: numbers within each four (in the order that costs processors least), and whole fours.
+// neighbours: numbers within each four (in the order that costs processors least), and whole fours. `crossed` swaps
+// numbers that are `step`, a power of two, apart.
 template <typename A, int W>
 struct Halves;
 template <typename A>
@@ -127,6 +128,7 @@ struct Halves<A, 4> {
   static INLINE Vector odd(Vector a, Vector b) { return PICK2(a, b, 1, 3, 5, 7); }
   static INLINE Vector pairs(Vector a, Vector b) { return even(a, b) + odd(a, b); }
   static INLINE Vector quads(Vector a, Vector) { return a; }
+  static INLINE Vector crossed(Vector v, int step) { return step == 2 ? PICK2(v, v, 2, 3, 0, 1) : PICK2(v, v, 1, 0, 3, 2); }
 };
 template <typename A>
 struct Halves<A, 8> {
@@ -139,6 +141,11 @@ struct Halves<A, 8> {
   }
   static INLINE Vector quads(Vector a, Vector b) {
     return PICK2(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + PICK2(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  static INLINE Vector crossed(Vector v, int step) {
+    return step == 4   ? PICK2(v, v, 4, 5, 6, 7, 0, 1, 2, 3)
+           : step == 2 ? PICK2(v, v, 2, 3, 0, 1, 6, 7, 4, 5)
+                       : PICK2(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
   }
 };
 template <typename A>
@@ -159,6 +166,12 @@ struct Halves<A, 16> {
     return PICK2(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
            PICK2(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
   }
+  static INLINE Vector crossed(Vector v, int step) {
+    return step == 8   ? PICK2(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+           : step == 4 ? PICK2(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+           : step == 2 ? PICK2(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+                       : PICK2(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  }
 };
 
 // The sum of each of W vectors, side by side. Overwrites them.
@@ -171,43 +184,39 @@ INLINE Vector sums_of(Vector (&v)[W]) {
   return v[0];
 }
 
-// The sum, or the largest, of W numbers, in every place.
-template <typename A, int W, typename Vector>
-INLINE Vector sum_of(Vector v) {
-  for (int left = W; left > 1; left /= 2) v = Halves<A, W>::even(v, v) + Halves<A, W>::odd(v, v);
-  return v;
-}
 template <typename Vector>
 INLINE Vector larger(Vector a, Vector b) {
   return a > b ? a : b;
 }
+
+// The sum, or the largest, of W numbers, in every place.
+template <typename A, int W, typename Vector>
+INLINE Vector sum_of(Vector v) {
+  for (int step = W / 2; step; step /= 2) v += Halves<A, W>::crossed(v, step);
+  return v;
+}
 template <typename A, int W, typename Vector>
 INLINE Vector largest_of(Vector v) {
-  for (int left = W; left > 1; left /= 2) v = larger(Halves<A, W>::even(v, v), Halves<A, W>::odd(v, v));
+  for (int step = W / 2; step; step /= 2) v = larger(v, Halves<A, W>::crossed(v, step));
   return v;
 }
 
-// e^x for x <= 0, within 2 units in the last place; almost 0 below -87.
+// 2^x within 2 units in the last place; almost 0 below -126. The polynomial is a minimax fit on [-1/2, 1/2].
 template <int W, typename Vector = typename Types<float, W>::Vector>
-INLINE Vector exp_of_negative(Vector x, float) {
+INLINE Vector power_of_two(Vector x, float) {
   typedef typename Types<float, W>::Integers Integers;
-  const Vector zero = {};
-  x = larger(x, zero - 87.0f);
-  const Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
-  const Vector whole = __builtin_convertvector(n, Vector);
-  const Vector r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Vector y = zero + 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  return y * (Vector)((n + 127) << 23);
+  const Vector zero = {}, rounds = zero + 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers in the low bits
+  x = larger(zero - 126.0f, x);  // in this order, what is not a number stays so
+  const Vector whole = x + rounds;
+  const Vector r = x - (whole - rounds), square = r * r;
+  const Vector low = r * 0.693146976f + 1.0f, middle = r * 5.55073503e-2f + 0.240222405f;
+  const Vector high = r * 1.32645911e-3f + 9.67161905e-3f;
+  const Vector y = (high * square + middle) * square + low;
+  return (Vector)((Integers)y + ((Integers)whole << 23));
 }
 template <int W, typename Vector = typename Types<double, W>::Vector>
-INLINE Vector exp_of_negative(Vector x, double) {
-  for (int i = 0; i < W; ++i) x[i] = __builtin_exp(x[i]);
+INLINE Vector power_of_two(Vector x, double) {
+  for (int i = 0; i < W; ++i) x[i] = __builtin_exp2(x[i]);
   return x;
 }
 
@@ -291,10 +300,10 @@ struct Rows {
   typedef typename P::Vector Vector;
   static constexpr int STEP = VECTORS * W;
 
-  // answer = sum of factor[c][k] * row, of rows stored in any type
-  template <typename X>
+  // answer = sum of factor[c][k] * row; rows and answer in any type
+  template <typename X, typename Y>
   static INLINE void gather(const Problem& p, const X* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
-                            A* answer) {
+                            Y* answer) {
     for (int d = 0; d < p.D; d += STEP) {
       Vector even[VECTORS] = {}, odd[VECTORS] = {};
       for (int k = 0; k < p.K; ++k) {
@@ -305,7 +314,7 @@ struct Rows {
           for (int i = 0; i < VECTORS; ++i) odd[i] += fb * Pack<X, A, W>::load(b + i * W);
         }
       }
-      for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, even[i] + odd[i]);
+      for (int i = 0; i < VECTORS; ++i) Pack<Y, A, W>::store(answer + d + i * W, even[i] + odd[i]);
     }
   }
 
@@ -371,27 +380,45 @@ struct Rows {
   }
 
   // samples[k] = the sampled row, products[k] = vector . samples[k]; `products` has room for W more
-  static INLINE void sample_and_multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector,
+  template <typename X, typename Y>
+  static INLINE void sample_and_multiply(const Problem& p, const X* rows, const Samples<A>& s, const Y* vector,
                                          A* samples, A* products) {
-    for (int d = 0; d < p.D; d += STEP) {
+    typedef Halves<A, W> H;
+    const int last = p.K - 1;
+    const long width = p.D;
+    for (int d = 0; d < width; d += STEP) {
       Vector r[VECTORS];
-      for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
-      for (int first = 0; first < p.K; first += W) {
-        Vector sums[W] = {};
-        for (int j = 0; j < W && first + j < p.K; ++j) {
-          const int k = first + j;
-          const A *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
-          const A *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
-          const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
-          for (int i = 0; i < VECTORS; ++i) {
-            const Vector v = (f0 * P::load(c0 + i * W) + f1 * P::load(c1 + i * W)) +
-                             (f2 * P::load(c2 + i * W) + f3 * P::load(c3 + i * W));
-            P::store(samples + k * p.D + d + i * W, v);
-            sums[j] += r[i] * v;
+      for (int i = 0; i < VECTORS; ++i) r[i] = Pack<Y, A, W>::load(vector + d + i * W);
+      const auto product = [&](int k) INLINE_LAMBDA {
+        const X *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
+        const X *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
+        const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
+        Vector sum = {};
+        for (int i = 0; i < VECTORS; ++i) {
+          const Vector v = (f0 * Pack<X, A, W>::load(c0 + i * W) + f1 * Pack<X, A, W>::load(c1 + i * W)) +
+                           (f2 * Pack<X, A, W>::load(c2 + i * W) + f3 * Pack<X, A, W>::load(c3 + i * W));
+          P::store(samples + k * width + d + i * W, v);
+          sum = i ? sum + r[i] * v : r[i] * v;
+        }
+        return sum;
+      };
+      for (int first = 0; first <= last; first += W) {
+        Vector fours[W / 4] = {};  // in each, sums of a quarter of the numbers of four samples
+        for (int j = 0; j < W / 4; ++j) {
+          const int k = first + 4 * j;
+          if (k + 3 <= last) {
+            const Vector left = H::pairs(product(k), product(k + 1));
+            fours[j] = H::pairs(left, H::pairs(product(k + 2), product(k + 3)));
+          } else {
+            Vector v[4] = {};
+            for (int i = 0; k + i <= last; ++i) v[i] = product(k + i);
+            fours[j] = H::pairs(H::pairs(v[0], v[1]), H::pairs(v[2], v[3]));
+            break;
           }
         }
-        const Vector total = sums_of<A, W>(sums);
-        P::store(products + first, d ? P::load(products + first) + total : total);
+        for (int left = W / 8; left; left /= 2)
+          for (int i = 0; i < left; ++i) fours[i] = H::quads(fours[2 * i], fours[2 * i + 1]);
+        P::store(products + first, d ? P::load(products + first) + fours[0] : fours[0]);
       }
     }
   }
@@ -433,8 +460,9 @@ struct Rows {
     }
   }
 
-  // answer = sum of weights[k] * samples[k]
-  static INLINE void combine(const Problem& p, const A* samples, const A* weights, A* answer) {
+  // answer = factor * sum of weights[k] * samples[k]
+  template <typename Y>
+  static INLINE void combine(const Problem& p, const A* samples, const A* weights, A factor, Y* answer) {
     for (int d = 0; d < p.D; d += STEP) {
       Vector even[VECTORS] = {}, odd[VECTORS] = {};
       for (int k = 0; k < p.K; k += 2) {
@@ -443,28 +471,39 @@ struct Rows {
         if (k + 1 == p.K) break;
         for (int i = 0; i < VECTORS; ++i) odd[i] += weights[k + 1] * P::load(b + i * W);
       }
-      for (int i = 0; i < VECTORS; ++i) P::store(answer + d + i * W, even[i] + odd[i]);
+      for (int i = 0; i < VECTORS; ++i) Pack<Y, A, W>::store(answer + d + i * W, (even[i] + odd[i]) * factor);
     }
   }
 };
 
-// weights = softmax of scale * weights; there is room for W more
+// weights = e^(scale * (weights - the largest of them)), of which there is room for W more. Returns 1 / their sum.
 template <typename A, int W>
-INLINE void softmax(int count, A scale, A* weights) {
+INLINE A exponentials(int count, A scale, A* weights) {
   typedef Pack<A, A, W> P;
   typedef typename P::Vector Vector;
   for (int k = count; k % W; ++k) weights[k] = -(A)__builtin_inf();
   Vector most = P::load(weights);
   for (int k = W; k < count; k += W) most = larger(most, P::load(weights + k));
-  most = largest_of<A, W>(most);
+  scale *= (A)1.4426950408889634;  // e^x = 2^(x / log 2)
+  most = largest_of<A, W>(most) * scale;
   Vector sum = {};
   for (int k = 0; k < count; k += W) {
-    const Vector v = exp_of_negative<W>((P::load(weights + k) - most) * scale, A());
+    const Vector v = power_of_two<W>(P::load(weights + k) * scale - most, A());
     P::store(weights + k, v);
     sum += v;
   }
-  const Vector inverse = (A)1 / sum_of<A, W>(sum);
-  for (int k = 0; k < count; k += W) P::store(weights + k, P::load(weights + k) * inverse);
+  return (A)1 / sum_of<A, W>(sum)[0];
+}
+
+// share[c][k] *= weights[k]
+template <typename A, int W>
+INLINE void weigh(int count, const A* weights, A (*share)[MAX_SAMPLES]) {
+  typedef Pack<A, A, W> P;
+  int k = 0;
+  for (; k + W <= count; k += W)
+    for (int c = 0; c < 4; ++c) P::store(share[c] + k, P::load(share[c] + k) * P::load(weights + k));
+  for (; k < count; ++k)
+    for (int c = 0; c < 4; ++c) share[c][k] *= weights[k];
 }
 
 // Gradient of the K locations, from gradients of the corners' shares.
@@ -483,26 +522,45 @@ INLINE void place_gradient(int count, const Samples<A>& s, const A (*grad_share)
 
 // --------------------------------------------------------------------------------------------------------- whole heads
 
-// D numbers from one type to the other.
+// Asks for the cache lines of `count` numbers that will be needed soon. What belongs to one head lies a stride apart,
+// which processors do not foresee by themselves.
+template <typename X>
+INLINE void expect(const X* p, long count) {
+  const char* end = (const char*)(p + count);
+  for (const char* line = (const char*)((unsigned long)p & ~63ul); line < end; line += 64) __builtin_prefetch(line);
+}
+constexpr long ROWS_AHEAD = 32;
+// The rows of four queries fill a small first-level cache: what is asked for earlier is gone again when it is needed.
+constexpr long QUERIES_AHEAD = 4;
+
+// `count` numbers from one type to the other.
 template <typename T, typename A>
-INLINE void convert(const T* from, A* to, int count) {
-  for (int i = 0; i < count; i += 4) Pack<A, A, 4>::store(to + i, Pack<T, A, 4>::load(from + i));
+INLINE void convert(const T* from, A* to, long count) {
+  for (long i = 0; i < count; i += 4) Pack<A, A, 4>::store(to + i, Pack<T, A, 4>::load(from + i));
 }
 template <typename T, typename A>
-INLINE void convert_back(const A* from, T* to, int count) {
-  for (int i = 0; i < count; i += 4) Pack<T, A, 4>::store(to + i, Pack<A, A, 4>::load(from + i));
+INLINE void convert_back(const A* from, T* to, long count) {
+  for (long i = 0; i < count; i += 4) Pack<T, A, 4>::store(to + i, Pack<A, A, 4>::load(from + i));
 }
 
 // A head's rows side by side: its cache lines then spread over the whole cache, which a stride of M * D would not.
 template <typename T, typename A>
 void pack(const Problem& p, const T* value, long n, long m, A* rows) {
   const T* from = value + (n * p.S * p.M + m) * p.D;
-  for (long t = 0; t < p.S; ++t) convert(from + t * p.M * p.D, rows + t * p.D, p.D);
+  const long stride = p.M * p.D;
+  for (long t = 0; t < p.S; ++t) {
+    expect(from + (t + ROWS_AHEAD) * stride, p.D);
+    convert(from + t * stride, rows + t * p.D, p.D);
+  }
 }
 template <typename T, typename A>
 void unpack(const Problem& p, const A* rows, long n, long m, T* value) {
   T* to = value + (n * p.S * p.M + m) * p.D;
-  for (long t = 0; t < p.S; ++t) convert_back(rows + t * p.D, to + t * p.M * p.D, p.D);
+  const long stride = p.M * p.D;
+  for (long t = 0; t < p.S; ++t) {
+    expect(to + (t + ROWS_AHEAD) * stride, p.D);
+    convert_back(rows + t * p.D, to + t * stride, p.D);
+  }
 }
 
 // Whether a head's rows are read so often that packing them pays. Offsets of rows that stay where they are must fit an int.
@@ -511,19 +569,15 @@ INLINE bool worth_packing(const Problem& p) {
   return p.Q * p.K * 4 > READS_WORTH_PACKING * p.S || p.S * p.M * p.D > __INT_MAX__;
 }
 
-// Asks for the cache lines of `count` numbers that will be needed AHEAD queries from now. What belongs to one head lies
-// a stride apart, which processors do not foresee by themselves.
-constexpr long AHEAD = 8;
-template <typename X>
-INLINE void expect(const X* p, long count) {
-  for (long byte = 0; byte < count * (long)sizeof(X); byte += 64) __builtin_prefetch((const char*)p + byte);
-}
-
 template <typename T, typename A, int W, int VECTORS>
 struct Run {
   typedef Rows<A, W, VECTORS> R;
 
-  // What one thread needs for itself: packed heads, and a few rows.
+  // Forward kernels take several queries through each step together, so that none waits for the end of another's long
+  // chain of operations, such as a softmax. More of them would need too much of the first-level cache.
+  static constexpr int TOGETHER = 2;
+
+  // What one thread needs for itself: packed heads, the samples of the queries at work, and a few rows.
   struct Scratch {
     A *first, *second, *third, *fourth, *samples, *row, *other, *answer;
     Scratch(const Problem& p, A* memory, int heads) {
@@ -533,37 +587,112 @@ struct Run {
         memory += i < heads ? p.S * p.D : 0;
       }
       samples = memory;
-      row = samples + MAX_SAMPLES * p.D;
+      row = samples + TOGETHER * MAX_SAMPLES * p.D;
       other = row + p.D;
       answer = other + p.D;
     }
   };
   static long size(const Problem& p, int heads) {
-    return (heads * p.S + MAX_SAMPLES + 3) * p.D;
+    return (heads * p.S + TOGETHER * MAX_SAMPLES + 3) * p.D;
+  }
+
+  // work(n, m, first, last) for the queries first <= q < last of every head in a range of (n * M + m) * Q + q.
+  template <typename Work>
+  static INLINE void for_each_head(const Problem& p, long begin, long end, const Work& work) {
+    for (long at = begin; at < end;) {
+      const long head = at / p.Q, first = at % p.Q;
+      const long last = end - at < p.Q - first ? first + end - at : p.Q;
+      work(head / p.M, head % p.M, first, last);
+      at += last - first;
+    }
+  }
+
+  // work(item, count) for the queries first <= q < last of a head, in groups of count <= TOGETHER, which are p.M apart.
+  template <typename Work>
+  static INLINE void in_groups(const Problem& p, long n, long m, long first, long last, const Work& work) {
+    for (long q = first; q < last; q += TOGETHER)
+      work((n * p.Q + q) * p.M + m, last - q < TOGETHER ? (int)(last - q) : TOGETHER);
+  }
+
+  // A head's rows, `row` numbers apart.
+  template <typename X>
+  static INLINE void plain_head(const Problem& p, long n, long m, long first, long last, const X* rows, int row,
+                                const A* locations, const A* weights, T* answer) {
+    Samples<A> s[TOGETHER];
+    in_groups(p, n, m, first, last, [&](long group, int count) INLINE_LAMBDA {
+      for (int j = 0; j < count; ++j) {
+        const long item = group + j * p.M, next = item + QUERIES_AHEAD * p.M;
+        expect(locations + next * p.K * 2, p.K * 2);
+        expect(weights + next * p.K, p.K);
+        expect(answer + next * p.D, p.D);
+        locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
+        weigh<A, W>(p.K, weights + item * p.K, s[j].share);
+      }
+      for (int j = 0; j < count; ++j) R::gather(p, rows, s[j], s[j].share, answer + (group + j * p.M) * p.D);
+    });
   }
 
   static void plain(const Problem& p, const T* value, const A* locations, const A* weights, T* answer, A* memory,
                     long begin, long end) {
     const Scratch own(p, memory, 1);
-    const bool packed = worth_packing(p);
-    Samples<A> s;
-    for (long at = begin; at < end; ++at) {
-      const long n = at / (p.M * p.Q), m = at / p.Q % p.M, item = (n * p.Q + at % p.Q) * p.M + m;
-      if (packed && (at == begin || at % p.Q == 0)) pack(p, value, n, m, own.first);
-      const long next = item + AHEAD * p.M;
-      expect(locations + next * p.K * 2, p.K * 2);
-      expect(weights + next * p.K, p.K);
-      expect(answer + next * p.D, p.D);
-      locate<A, W, false>(p, locations + item * p.K * 2, s, (int)(packed ? p.D : p.M * p.D));
-      for (int c = 0; c < 4; ++c)
-        for (int k = 0; k < p.K; ++k) s.share[c][k] *= weights[item * p.K + k];
-      if (packed) {
-        R::gather(p, own.first, s, s.share, own.row);
+    for_each_head(p, begin, end, [&](long n, long m, long first, long last) INLINE_LAMBDA {
+      if (worth_packing(p)) {
+        pack(p, value, n, m, own.first);
+        plain_head(p, n, m, first, last, own.first, (int)p.D, locations, weights, answer);
       } else {
-        R::gather(p, value + (n * p.S * p.M + m) * p.D, s, s.share, own.row);
+        const T* rows = value + (n * p.S * p.M + m) * p.D;
+        plain_head(p, n, m, first, last, rows, (int)(p.M * p.D), locations, weights, answer);
       }
-      convert_back(own.row, answer + item * p.D, p.D);
-    }
+    });
+  }
+
+  // The rows of a head's keys and values, `row` numbers apart.
+  template <typename X>
+  static INLINE void aware_head(const Problem& p, long n, long m, long first, long last, const X* keys, const X* values,
+                                int row, const Scratch& own, const T* query, const A* locations, T* answer) {
+    const A scale = (A)1 / (A)__builtin_sqrt((double)p.D);
+    const long size = p.K * p.D;
+    Samples<A> s[TOGETHER];
+    A weights[TOGETHER][MAX_SAMPLES + W], factor[TOGETHER];
+    in_groups(p, n, m, first, last, [&](long group, int count) INLINE_LAMBDA {
+      for (int j = 0; j < count; ++j) {
+        const long item = group + j * p.M, next = item + QUERIES_AHEAD * p.M;
+        expect(locations + next * p.K * 2, p.K * 2);
+        expect(query + next * p.D, p.D);
+        expect(answer + next * p.D, p.D);
+        locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
+      }
+      for (int j = 0; j < count; ++j)
+        R::sample_and_multiply(p, keys, s[j], query + (group + j * p.M) * p.D, own.samples + j * size, weights[j]);
+      for (int j = 0; j < count; ++j) factor[j] = exponentials<A, W>(p.K, scale, weights[j]);
+      for (int j = 0; j < count; ++j) {
+        T* to = answer + (group + j * p.M) * p.D;
+        if (keys == values) {
+          R::combine(p, own.samples + j * size, weights[j], factor[j], to);
+        } else {
+          for (int k = 0; k < p.K; ++k) weights[j][k] *= factor[j];
+          weigh<A, W>(p.K, weights[j], s[j].share);
+          R::gather(p, values, s[j], s[j].share, to);
+        }
+      }
+    });
+  }
+
+  static void aware(const Problem& p, const T* query, const T* key, const T* value, const A* locations, T* answer,
+                    A* memory, long begin, long end) {
+    const bool same = key == value;
+    const Scratch own(p, memory, same ? 1 : 2);
+    for_each_head(p, begin, end, [&](long n, long m, long first, long last) INLINE_LAMBDA {
+      if (worth_packing(p)) {
+        const A* values = same ? own.first : own.second;
+        pack(p, key, n, m, own.first);
+        if (!same) pack(p, value, n, m, own.second);
+        aware_head(p, n, m, first, last, own.first, values, (int)p.D, own, query, locations, answer);
+      } else {
+        const long start = (n * p.S * p.M + m) * p.D;
+        aware_head(p, n, m, first, last, key + start, value + start, (int)(p.M * p.D), own, query, locations, answer);
+      }
+    });
   }
 
   static void plain_backward(const Problem& p, const T* grad, const T* value, const A* locations, const A* weights,
@@ -578,7 +707,7 @@ struct Run {
       for (long q = 0; q < p.Q; ++q) {
         const long item = (n * p.Q + q) * p.M + m;
         const A* w = weights + item * p.K;
-        const long next = item + AHEAD * p.M;
+        const long next = item + QUERIES_AHEAD * p.M;
         expect(locations + next * p.K * 2, p.K * 2);
         expect(weights + next * p.K, p.K);
         expect(grad + next * p.D, p.D);
@@ -605,44 +734,12 @@ struct Run {
     }
   }
 
-  static void aware(const Problem& p, const T* query, const T* key, const T* value, const A* locations, T* answer,
-                    A* memory, long begin, long end) {
-    const bool same = key == value;
-    const A scale = (A)1 / (A)__builtin_sqrt((double)p.D);
-    const Scratch own(p, memory, 2);
-    Samples<A> s;
-    A weights[MAX_SAMPLES + W];
-    for (long at = begin; at < end; ++at) {
-      const long n = at / (p.M * p.Q), m = at / p.Q % p.M, item = (n * p.Q + at % p.Q) * p.M + m;
-      if (at == begin || at % p.Q == 0) {
-        pack(p, key, n, m, own.first);
-        if (!same) pack(p, value, n, m, own.second);
-      }
-      const long next = item + AHEAD * p.M;
-      expect(locations + next * p.K * 2, p.K * 2);
-      expect(query + next * p.D, p.D);
-      expect(answer + next * p.D, p.D);
-      convert(query + item * p.D, own.row, p.D);
-      locate<A, W, false>(p, locations + item * p.K * 2, s, (int)p.D);
-      R::sample_and_multiply(p, own.first, s, own.row, own.samples, weights);
-      softmax<A, W>(p.K, scale, weights);
-      if (same) {
-        R::combine(p, own.samples, weights, own.row);
-      } else {
-        for (int c = 0; c < 4; ++c)
-          for (int k = 0; k < p.K; ++k) s.share[c][k] *= weights[k];
-        R::gather(p, own.second, s, s.share, own.row);
-      }
-      convert_back(own.row, answer + item * p.D, p.D);
-    }
-  }
-
   static void aware_backward(const Problem& p, const T* grad, const T* query, const T* key, const T* value,
                              const A* locations, T* grad_query, T* grad_key, T* grad_value, A* grad_locations,
                              A* memory, long begin, long end) {
     const bool same = key == value;
     const A scale = (A)1 / (A)__builtin_sqrt((double)p.D);
-    const Scratch own(p, memory, 4);
+    const Scratch own(p, memory, same ? 2 : 4);
     A *keys = own.first, *values = same ? keys : own.third, *grad_values = own.second, *grad_keys = own.fourth;
     Samples<A> s;
     A of_query[4][MAX_SAMPLES], of_grad[4][MAX_SAMPLES];  // products at first, then factors
@@ -657,7 +754,7 @@ struct Run {
       }
       for (long q = 0; q < p.Q; ++q) {
         const long item = (n * p.Q + q) * p.M + m;
-        const long next = item + AHEAD * p.M;
+        const long next = item + QUERIES_AHEAD * p.M;
         expect(locations + next * p.K * 2, p.K * 2);
         expect(query + next * p.D, p.D);
         expect(grad + next * p.D, p.D);
@@ -681,9 +778,12 @@ struct Run {
           weights[k] = logit;
           slope[k] = gain;
         }
-        softmax<A, W>(p.K, scale, weights);
+        const A factor = exponentials<A, W>(p.K, scale, weights);
         A mean = 0;
-        for (int k = 0; k < p.K; ++k) mean += weights[k] * slope[k];
+        for (int k = 0; k < p.K; ++k) {
+          weights[k] *= factor;
+          mean += weights[k] * slope[k];
+        }
         for (int k = 0; k < p.K; ++k) slope[k] = weights[k] * (slope[k] - mean) * scale;  // by query . key
         for (int c = 0; c < 4; ++c)
           for (int k = 0; k < p.K; ++k) of_grad[c][k] = weights[k] * of_grad[c][k] + slope[k] * of_query[c][k];
@@ -695,7 +795,7 @@ struct Run {
           }
         }
         if (same) {
-          R::combine(p, own.samples, slope, own.answer);
+          R::combine(p, own.samples, slope, (A)1, own.answer);
         } else {
           R::gather(p, keys, s, of_query, own.answer);
         }
