@@ -128,7 +128,9 @@ struct Halves<A, 4> {
   static INLINE Vector odd(Vector a, Vector b) { return PICK2(a, b, 1, 3, 5, 7); }
   static INLINE Vector pairs(Vector a, Vector b) { return even(a, b) + odd(a, b); }
   static INLINE Vector quads(Vector a, Vector) { return a; }
-  static INLINE Vector crossed(Vector v, int step) { return step == 2 ? PICK2(v, v, 2, 3, 0, 1) : PICK2(v, v, 1, 0, 3, 2); }
+  static INLINE Vector crossed(Vector v, int step) {
+    return step == 2 ? PICK2(v, v, 2, 3, 0, 1) : PICK2(v, v, 1, 0, 3, 2);
+  }
 };
 template <typename A>
 struct Halves<A, 8> {
@@ -174,14 +176,36 @@ struct Halves<A, 16> {
   }
 };
 
-// The sum of each of W vectors, side by side. Overwrites them.
-template <typename A, int W, typename Vector>
-INLINE Vector sums_of(Vector (&v)[W]) {
-  for (int i = 0; i < W / 2; ++i) v[i] = Halves<A, W>::pairs(v[2 * i], v[2 * i + 1]);
-  for (int i = 0; i < W / 4; ++i) v[i] = Halves<A, W>::pairs(v[2 * i], v[2 * i + 1]);
+// Some vectors that are treated alike.
+template <typename A, int W, int N>
+struct Vectors {
+  typename Types<A, W>::Vector of[N];
+};
+
+// The sums of the numbers in each vector of product(first), product(first + 1), ..., W sums side by side. There are
+// `count` products; sums beyond them are 0.
+template <typename A, int W, int N, typename Product>
+INLINE Vectors<A, W, N> sums_of(const Product& product, int first, int count) {
+  typedef Halves<A, W> H;
+  typedef Vectors<A, W, N> Several;
+  Several fours[W / 4] = {};  // in each, sums of a quarter of the numbers of four products
+  for (int j = 0; j < W / 4; ++j) {
+    const int k = first + 4 * j;
+    if (k + 3 < count) {
+      const Several a = product(k), b = product(k + 1), c = product(k + 2), d = product(k + 3);
+      for (int n = 0; n < N; ++n) fours[j].of[n] = H::pairs(H::pairs(a.of[n], b.of[n]), H::pairs(c.of[n], d.of[n]));
+    } else {
+      Several v[4] = {};
+      for (int i = 0; k + i < count; ++i) v[i] = product(k + i);
+      for (int n = 0; n < N; ++n)
+        fours[j].of[n] = H::pairs(H::pairs(v[0].of[n], v[1].of[n]), H::pairs(v[2].of[n], v[3].of[n]));
+      break;
+    }
+  }
   for (int left = W / 8; left; left /= 2)
-    for (int i = 0; i < left; ++i) v[i] = Halves<A, W>::quads(v[2 * i], v[2 * i + 1]);
-  return v[0];
+    for (int i = 0; i < left; ++i)
+      for (int n = 0; n < N; ++n) fours[i].of[n] = H::quads(fours[2 * i].of[n], fours[2 * i + 1].of[n]);
+  return fours[0];
 }
 
 template <typename Vector>
@@ -300,6 +324,17 @@ struct Rows {
   typedef typename P::Vector Vector;
   static constexpr int STEP = VECTORS * W;
 
+  // Numbers d to d + STEP of a vector.
+  template <typename Y>
+  static INLINE Vectors<A, W, VECTORS> piece(const Y* vector, int d) {
+    Vectors<A, W, VECTORS> v;
+    for (int i = 0; i < VECTORS; ++i) v.of[i] = Pack<Y, A, W>::load(vector + d + i * W);
+    return v;
+  }
+
+  // What a loop over d adds up: the first time there is nothing yet.
+  static INLINE void add(Vector v, A* to, int d) { P::store(to, d ? P::load(to) + v : v); }
+
   // answer = sum of factor[c][k] * row; rows and answer in any type
   template <typename X, typename Y>
   static INLINE void gather(const Problem& p, const X* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
@@ -318,144 +353,81 @@ struct Rows {
     }
   }
 
-  // products[c][k] = vector . row
-  static INLINE void multiply(const Problem& p, const A* rows, const Samples<A>& s, const A* vector,
-                              A (*products)[MAX_SAMPLES]) {
-    for (int d = 0; d < p.D; d += STEP) {
-      Vector r[VECTORS];
-      for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
-      const auto product = [&](int c, int k) INLINE_LAMBDA {
-        const A* row = rows + s.offset[c][k] + d;
-        Vector v = r[0] * P::load(row);
-        for (int i = 1; i < VECTORS; ++i) v += r[i] * P::load(row + i * W);
-        return v;
-      };
-      for (int c = 0; c < 4; ++c) {
-        for (int k = 0; k < p.K; k += W) {
-          Vector v[W] = {};
-          if (k + W <= p.K) {
-            for (int i = 0; i < W; ++i) v[i] = product(c, k + i);
-          } else {
-            for (int i = 0; k + i < p.K; ++i) v[i] = product(c, k + i);
-          }
-          const Vector sums = sums_of<A, W>(v);
-          P::store(products[c] + k, d ? P::load(products[c] + k) + sums : sums);
-        }
-      }
-    }
-  }
-
-  // row += factor[c][k] * vector
-  static INLINE void scatter(const Problem& p, A* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
-                             const A* vector) {
-    for (int d = 0; d < p.D; d += STEP) {
-      Vector r[VECTORS];
-      for (int i = 0; i < VECTORS; ++i) r[i] = P::load(vector + d + i * W);
-      for (int k = 0; k < p.K; ++k) {
-        for (int c = 0; c < 4; ++c) {
-          A* row = rows + s.offset[c][k] + d;
-          const A f = factor[c][k];
-          for (int i = 0; i < VECTORS; ++i) P::store(row + i * W, P::load(row + i * W) + f * r[i]);
-        }
-      }
-    }
-  }
-
-  // row += f[c][k] * a + g[c][k] * b
-  static INLINE void scatter_two(const Problem& p, A* rows, const Samples<A>& s, const A (*f)[MAX_SAMPLES], const A* a,
-                                 const A (*g)[MAX_SAMPLES], const A* b) {
-    for (int d = 0; d < p.D; d += STEP) {
-      Vector va[VECTORS], vb[VECTORS];
-      for (int i = 0; i < VECTORS; ++i) va[i] = P::load(a + d + i * W);
-      for (int i = 0; i < VECTORS; ++i) vb[i] = P::load(b + d + i * W);
-      for (int k = 0; k < p.K; ++k) {
-        for (int c = 0; c < 4; ++c) {
-          A* row = rows + s.offset[c][k] + d;
-          const A fa = f[c][k], fb = g[c][k];
-          for (int i = 0; i < VECTORS; ++i)
-            P::store(row + i * W, P::load(row + i * W) + (fa * va[i] + fb * vb[i]));
-        }
-      }
-    }
-  }
-
-  // samples[k] = the sampled row, products[k] = vector . samples[k]; `products` has room for W more
-  template <typename X, typename Y>
-  static INLINE void sample_and_multiply(const Problem& p, const X* rows, const Samples<A>& s, const Y* vector,
-                                         A* samples, A* products) {
-    typedef Halves<A, W> H;
-    const int last = p.K - 1;
-    const long width = p.D;
+  // samples[k] = the sampled row, products[n][k] = vectors[n] . samples[k]; there is room for W more products, which are
+  // 0. Few instructions read rows, since processors guess from each what it will read next: first a loop over samples,
+  // then their products.
+  template <int N, typename X, typename Y>
+  static INLINE void sample_and_multiply(const Problem& p, const X* rows, const Samples<A>& s,
+                                         const Y* const (&vectors)[N], A* samples, A* const (&products)[N]) {
+    const long width = p.D;  // which compilers would read again after every store
     for (int d = 0; d < width; d += STEP) {
-      Vector r[VECTORS];
-      for (int i = 0; i < VECTORS; ++i) r[i] = Pack<Y, A, W>::load(vector + d + i * W);
-      const auto product = [&](int k) INLINE_LAMBDA {
+      for (int k = 0; k < p.K; ++k) {
         const X *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
         const X *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
         const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
-        Vector sum = {};
         for (int i = 0; i < VECTORS; ++i) {
           const Vector v = (f0 * Pack<X, A, W>::load(c0 + i * W) + f1 * Pack<X, A, W>::load(c1 + i * W)) +
                            (f2 * Pack<X, A, W>::load(c2 + i * W) + f3 * Pack<X, A, W>::load(c3 + i * W));
           P::store(samples + k * width + d + i * W, v);
-          sum = i ? sum + r[i] * v : r[i] * v;
         }
-        return sum;
+      }
+      Vectors<A, W, VECTORS> r[N];
+      for (int n = 0; n < N; ++n) r[n] = piece(vectors[n], d);
+      const auto product = [&](int k) INLINE_LAMBDA {
+        Vectors<A, W, N> sums;
+        for (int i = 0; i < VECTORS; ++i) {
+          const Vector v = P::load(samples + k * width + d + i * W);
+          for (int n = 0; n < N; ++n) sums.of[n] = i ? sums.of[n] + r[n].of[i] * v : r[n].of[i] * v;
+        }
+        return sums;
       };
-      for (int first = 0; first <= last; first += W) {
-        Vector fours[W / 4] = {};  // in each, sums of a quarter of the numbers of four samples
-        for (int j = 0; j < W / 4; ++j) {
-          const int k = first + 4 * j;
-          if (k + 3 <= last) {
-            const Vector left = H::pairs(product(k), product(k + 1));
-            fours[j] = H::pairs(left, H::pairs(product(k + 2), product(k + 3)));
-          } else {
-            Vector v[4] = {};
-            for (int i = 0; k + i <= last; ++i) v[i] = product(k + i);
-            fours[j] = H::pairs(H::pairs(v[0], v[1]), H::pairs(v[2], v[3]));
-            break;
-          }
-        }
-        for (int left = W / 8; left; left /= 2)
-          for (int i = 0; i < left; ++i) fours[i] = H::quads(fours[2 * i], fours[2 * i + 1]);
-        P::store(products + first, d ? P::load(products + first) + fours[0] : fours[0]);
+      for (int k = 0; k < p.K; k += W) {
+        const auto sums = sums_of<A, W, N>(product, k, p.K);
+        for (int n = 0; n < N; ++n) add(sums.of[n], products[n] + k, d);
       }
     }
   }
 
-  // The products of the rows with two vectors, and samples[k] = the sampled row.
-  static INLINE void sample_and_multiply_two(const Problem& p, const A* rows, const Samples<A>& s, const A* a, const A* b,
-                                             A* samples, A (*with_a)[MAX_SAMPLES], A (*with_b)[MAX_SAMPLES]) {
-    for (int d = 0; d < p.D; d += STEP) {
-      Vector va[VECTORS], vb[VECTORS];
-      for (int i = 0; i < VECTORS; ++i) va[i] = P::load(a + d + i * W);
-      for (int i = 0; i < VECTORS; ++i) vb[i] = P::load(b + d + i * W);
-      for (int first = 0; first < p.K; first += W) {
-        Vector sums_a[4][W] = {}, sums_b[4][W] = {};
-        for (int j = 0; j < W && first + j < p.K; ++j) {
-          const int k = first + j;
-          Vector sample[VECTORS] = {};
-          for (int c = 0; c < 4; ++c) {
-            const A* row = rows + s.offset[c][k] + d;
-            const A share = s.share[c][k];
-            Vector sum_a = {}, sum_b = {};
-            for (int i = 0; i < VECTORS; ++i) {
-              const Vector v = P::load(row + i * W);
-              sample[i] += share * v;
-              sum_a += va[i] * v;
-              sum_b += vb[i] * v;
-            }
-            sums_a[c][j] = sum_a;
-            sums_b[c][j] = sum_b;
-          }
-          for (int i = 0; i < VECTORS; ++i) P::store(samples + k * p.D + d + i * W, sample[i]);
-        }
+  // products[c][k] = v . row and, in the rows of gradients, row += factor[c][k] * v, where vector(k, d) gives numbers d
+  // to d + STEP of v. There is room for W more products, which are anything.
+  template <typename Pieces>
+  static INLINE void multiply_and_scatter(const Problem& p, const A* rows, A* gradients, const Samples<A>& s,
+                                          const A (*factor)[MAX_SAMPLES], const Pieces& vector,
+                                          A (*products)[MAX_SAMPLES]) {
+    typedef Halves<A, W> H;
+    const long width = p.D;
+    A parts[MAX_SAMPLES * W];  // of each sample, W / 4 times: a part of the products with its corners
+    for (int d = 0; d < width; d += STEP) {
+      for (int k = 0; k < p.K; ++k) {
+        const auto v = vector(k, d);
+        Vector sums[4];
         for (int c = 0; c < 4; ++c) {
-          A *to_a = with_a[c] + first, *to_b = with_b[c] + first;
-          const Vector total_a = sums_of<A, W>(sums_a[c]), total_b = sums_of<A, W>(sums_b[c]);
-          P::store(to_a, d ? P::load(to_a) + total_a : total_a);
-          P::store(to_b, d ? P::load(to_b) + total_b : total_b);
+          const A* row = rows + s.offset[c][k] + d;
+          A* gradient = gradients + s.offset[c][k] + d;
+          const A f = factor[c][k];
+          for (int i = 0; i < VECTORS; ++i) {
+            const Vector product = v.of[i] * P::load(row + i * W);
+            sums[c] = i ? sums[c] + product : product;
+            P::store(gradient + i * W, P::load(gradient + i * W) + f * v.of[i]);
+          }
         }
+        add(H::pairs(H::pairs(sums[0], sums[1]), H::pairs(sums[2], sums[3])), parts + k * W, d);
+      }
+    }
+    for (int k = 0; k < p.K; k += W) {
+      Vector whole[4];  // of W / 4 samples each: the products with corners 0, 1, 2, 3 of the first, of the second, ...
+      for (int j = 0; j < 4; ++j) {
+        Vector v[W / 4];
+        for (int i = 0; i < W / 4; ++i) v[i] = P::load(parts + (k + j * (W / 4) + i) * W);
+        for (int left = W / 8; left; left /= 2)
+          for (int i = 0; i < left; ++i) v[i] = H::quads(v[2 * i], v[2 * i + 1]);
+        whole[j] = v[0];
+      }
+      const Vector low[2] = {H::even(whole[0], whole[1]), H::odd(whole[0], whole[1])};
+      const Vector high[2] = {H::even(whole[2], whole[3]), H::odd(whole[2], whole[3])};
+      for (int i = 0; i < 2; ++i) {
+        P::store(products[i] + k, H::even(low[i], high[i]));
+        P::store(products[i + 2] + k, H::odd(low[i], high[i]));
       }
     }
   }
@@ -495,28 +467,65 @@ INLINE A exponentials(int count, A scale, A* weights) {
   return (A)1 / sum_of<A, W>(sum)[0];
 }
 
-// share[c][k] *= weights[k]
+// From the K logits in `weights` and the gradients of the weights in `slope`: the softmax of scale * logits, and the
+// gradients of the logits. There is room for W more of each; slope is 0 there.
 template <typename A, int W>
-INLINE void weigh(int count, const A* weights, A (*share)[MAX_SAMPLES]) {
+INLINE void softmax_gradient(int count, A scale, A* weights, A* slope) {
+  typedef Pack<A, A, W> P;
+  typedef typename P::Vector Vector;
+  const A factor = exponentials<A, W>(count, scale, weights);
+  Vector sum = {};
+  for (int k = 0; k < count; k += W) sum += P::load(weights + k) * P::load(slope + k);
+  const A mean = factor * sum_of<A, W>(sum)[0];
+  for (int k = 0; k < count; k += W) {
+    const Vector w = P::load(weights + k) * factor;
+    P::store(weights + k, w);
+    P::store(slope + k, w * (P::load(slope + k) - mean) * scale);
+  }
+}
+
+// The sums over c of a[c][k] * b[c][k] for W k.
+template <typename A, int W>
+INLINE typename Types<A, W>::Vector over_corners(const A (*a)[MAX_SAMPLES], const A (*b)[MAX_SAMPLES], int k) {
+  typedef Pack<A, A, W> P;
+  return (P::load(a[0] + k) * P::load(b[0] + k) + P::load(a[1] + k) * P::load(b[1] + k)) +
+         (P::load(a[2] + k) * P::load(b[2] + k) + P::load(a[3] + k) * P::load(b[3] + k));
+}
+
+// Gradient of the K weights, from products of the corners' rows and the gradient.
+template <typename A, int W>
+INLINE void weight_gradient(int count, const Samples<A>& s, const A (*products)[MAX_SAMPLES], A* grad_weights) {
+  typedef Pack<A, A, W> P;
+  int k = 0;
+  for (; k + W <= count; k += W) P::store(grad_weights + k, over_corners<A, W>(s.share, products, k));
+  if (k == count) return;
+  const auto rest = over_corners<A, W>(s.share, products, k);
+  for (int i = 0; k + i < count; ++i) grad_weights[k + i] = rest[i];
+}
+
+// answer[c][k] = weights[k] * share[c][k]; both may be the same
+template <typename A, int W>
+INLINE void weigh(int count, const A* weights, const A (*share)[MAX_SAMPLES], A (*answer)[MAX_SAMPLES]) {
   typedef Pack<A, A, W> P;
   int k = 0;
   for (; k + W <= count; k += W)
-    for (int c = 0; c < 4; ++c) P::store(share[c] + k, P::load(share[c] + k) * P::load(weights + k));
+    for (int c = 0; c < 4; ++c) P::store(answer[c] + k, P::load(share[c] + k) * P::load(weights + k));
   for (; k < count; ++k)
-    for (int c = 0; c < 4; ++c) share[c][k] *= weights[k];
+    for (int c = 0; c < 4; ++c) answer[c][k] = share[c][k] * weights[k];
 }
 
 // Gradient of the K locations, from gradients of the corners' shares.
-template <typename A>
+template <typename A, int W>
 INLINE void place_gradient(int count, const Samples<A>& s, const A (*grad_share)[MAX_SAMPLES], A* grad_locations) {
-  for (int k = 0; k < count; ++k) {
-    A x = 0, y = 0;
-    for (int c = 0; c < 4; ++c) {
-      x += s.dx[c][k] * grad_share[c][k];
-      y += s.dy[c][k] * grad_share[c][k];
+  typedef Pack<A, A, W> P;
+  A x[W], y[W];
+  for (int k = 0; k < count; k += W) {
+    P::store(x, over_corners<A, W>(s.dx, grad_share, k));
+    P::store(y, over_corners<A, W>(s.dy, grad_share, k));
+    for (int i = 0; i < W && k + i < count; ++i) {
+      grad_locations[2 * (k + i)] = x[i];
+      grad_locations[2 * (k + i) + 1] = y[i];
     }
-    grad_locations[2 * k] = x;
-    grad_locations[2 * k + 1] = y;
   }
 }
 
@@ -577,9 +586,9 @@ struct Run {
   // chain of operations, such as a softmax. More of them would need too much of the first-level cache.
   static constexpr int TOGETHER = 2;
 
-  // What one thread needs for itself: packed heads, the samples of the queries at work, and a few rows.
+  // What one thread needs for itself: packed heads, and the samples of the queries at work.
   struct Scratch {
-    A *first, *second, *third, *fourth, *samples, *row, *other, *answer;
+    A *first, *second, *third, *fourth, *samples;
     Scratch(const Problem& p, A* memory, int heads) {
       A** head[4] = {&first, &second, &third, &fourth};
       for (int i = 0; i < 4; ++i) {
@@ -587,13 +596,10 @@ struct Run {
         memory += i < heads ? p.S * p.D : 0;
       }
       samples = memory;
-      row = samples + TOGETHER * MAX_SAMPLES * p.D;
-      other = row + p.D;
-      answer = other + p.D;
     }
   };
   static long size(const Problem& p, int heads) {
-    return (heads * p.S + TOGETHER * MAX_SAMPLES + 3) * p.D;
+    return (heads * p.S + TOGETHER * MAX_SAMPLES) * p.D;
   }
 
   // work(n, m, first, last) for the queries first <= q < last of every head in a range of (n * M + m) * Q + q.
@@ -626,7 +632,7 @@ struct Run {
         expect(weights + next * p.K, p.K);
         expect(answer + next * p.D, p.D);
         locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
-        weigh<A, W>(p.K, weights + item * p.K, s[j].share);
+        weigh<A, W>(p.K, weights + item * p.K, s[j].share, s[j].share);
       }
       for (int j = 0; j < count; ++j) R::gather(p, rows, s[j], s[j].share, answer + (group + j * p.M) * p.D);
     });
@@ -663,7 +669,8 @@ struct Run {
         locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
       }
       for (int j = 0; j < count; ++j)
-        R::sample_and_multiply(p, keys, s[j], query + (group + j * p.M) * p.D, own.samples + j * size, weights[j]);
+        R::template sample_and_multiply<1>(p, keys, s[j], {query + (group + j * p.M) * p.D}, own.samples + j * size,
+                                           {weights[j]});
       for (int j = 0; j < count; ++j) factor[j] = exponentials<A, W>(p.K, scale, weights[j]);
       for (int j = 0; j < count; ++j) {
         T* to = answer + (group + j * p.M) * p.D;
@@ -671,7 +678,7 @@ struct Run {
           R::combine(p, own.samples + j * size, weights[j], factor[j], to);
         } else {
           for (int k = 0; k < p.K; ++k) weights[j][k] *= factor[j];
-          weigh<A, W>(p.K, weights[j], s[j].share);
+          weigh<A, W>(p.K, weights[j], s[j].share, s[j].share);
           R::gather(p, values, s[j], s[j].share, to);
         }
       }
@@ -699,7 +706,7 @@ struct Run {
                              T* grad_value, A* grad_locations, A* grad_weights, A* memory, long begin, long end) {
     const Scratch own(p, memory, 2);
     Samples<A> s;
-    A products[4][MAX_SAMPLES];
+    A products[4][MAX_SAMPLES], factor[4][MAX_SAMPLES];
     for (long head = begin; head < end; ++head) {
       const long n = head / p.M, m = head % p.M;
       pack(p, value, n, m, own.first);
@@ -713,22 +720,13 @@ struct Run {
         expect(grad + next * p.D, p.D);
         expect(grad_locations + next * p.K * 2, p.K * 2);
         expect(grad_weights + next * p.K, p.K);
-        convert(grad + item * p.D, own.row, p.D);
         locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
-        R::multiply(p, own.first, s, own.row, products);
-        for (int k = 0; k < p.K; ++k) {
-          A sum = 0;
-          for (int c = 0; c < 4; ++c) sum += s.share[c][k] * products[c][k];
-          grad_weights[item * p.K + k] = sum;
-        }
-        for (int c = 0; c < 4; ++c) {
-          for (int k = 0; k < p.K; ++k) {
-            products[c][k] *= w[k];
-            s.share[c][k] *= w[k];
-          }
-        }
-        place_gradient(p.K, s, products, grad_locations + item * p.K * 2);
-        R::scatter(p, own.second, s, s.share, own.row);
+        weigh<A, W>(p.K, w, s.share, factor);
+        const auto gradient = [&](int, int d) INLINE_LAMBDA { return R::piece(grad + item * p.D, d); };
+        R::multiply_and_scatter(p, own.first, own.second, s, factor, gradient, products);
+        weight_gradient<A, W>(p.K, s, products, grad_weights + item * p.K);
+        weigh<A, W>(p.K, w, products, products);
+        place_gradient<A, W>(p.K, s, products, grad_locations + item * p.K * 2);
       }
       unpack(p, own.second, n, m, grad_value);
     }
@@ -742,8 +740,7 @@ struct Run {
     const Scratch own(p, memory, same ? 2 : 4);
     A *keys = own.first, *values = same ? keys : own.third, *grad_values = own.second, *grad_keys = own.fourth;
     Samples<A> s;
-    A of_query[4][MAX_SAMPLES], of_grad[4][MAX_SAMPLES];  // products at first, then factors
-    A weights[MAX_SAMPLES + W], slope[MAX_SAMPLES];
+    A products[4][MAX_SAMPLES], key_products[4][MAX_SAMPLES], weights[MAX_SAMPLES + W], slope[MAX_SAMPLES + W];
     for (long head = begin; head < end; ++head) {
       const long n = head / p.M, m = head % p.M;
       pack(p, key, n, m, keys);
@@ -760,52 +757,40 @@ struct Run {
         expect(grad + next * p.D, p.D);
         expect(grad_query + next * p.D, p.D);
         expect(grad_locations + next * p.K * 2, p.K * 2);
-        convert(query + item * p.D, own.row, p.D);
-        convert(grad + item * p.D, own.other, p.D);
+        const T *head_query = query + item * p.D, *head_grad = grad + item * p.D;
         locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
         if (same) {
-          R::sample_and_multiply_two(p, keys, s, own.row, own.other, own.samples, of_query, of_grad);
+          R::template sample_and_multiply<2>(p, keys, s, {head_query, head_grad}, own.samples, {weights, slope});
         } else {
-          R::multiply(p, keys, s, own.row, of_query);
-          R::multiply(p, values, s, own.other, of_grad);
+          R::template sample_and_multiply<1>(p, values, s, {head_grad}, own.samples, {slope});
+          R::template sample_and_multiply<1>(p, keys, s, {head_query}, own.samples, {weights});
         }
-        for (int k = 0; k < p.K; ++k) {
-          A logit = 0, gain = 0;
-          for (int c = 0; c < 4; ++c) {
-            logit += s.share[c][k] * of_query[c][k];
-            gain += s.share[c][k] * of_grad[c][k];
-          }
-          weights[k] = logit;
-          slope[k] = gain;
-        }
-        const A factor = exponentials<A, W>(p.K, scale, weights);
-        A mean = 0;
-        for (int k = 0; k < p.K; ++k) {
-          weights[k] *= factor;
-          mean += weights[k] * slope[k];
-        }
-        for (int k = 0; k < p.K; ++k) slope[k] = weights[k] * (slope[k] - mean) * scale;  // by query . key
-        for (int c = 0; c < 4; ++c)
-          for (int k = 0; k < p.K; ++k) of_grad[c][k] = weights[k] * of_grad[c][k] + slope[k] * of_query[c][k];
-        place_gradient(p.K, s, of_grad, grad_locations + item * p.K * 2);
-        for (int c = 0; c < 4; ++c) {
-          for (int k = 0; k < p.K; ++k) {
-            of_query[c][k] = s.share[c][k] * slope[k];
-            of_grad[c][k] = s.share[c][k] * weights[k];
-          }
-        }
+        softmax_gradient<A, W>(p.K, scale, weights, slope);
+        R::combine(p, own.samples, slope, (A)1, grad_query + item * p.D);
+        const auto key_gradient = [&](int k, int d) INLINE_LAMBDA {
+          auto v = R::piece(head_query, d);
+          for (auto& x : v.of) x *= slope[k];
+          return v;
+        };
+        const auto value_gradient = [&](int k, int d) INLINE_LAMBDA {
+          auto v = R::piece(head_grad, d);
+          for (auto& x : v.of) x *= weights[k];
+          return v;
+        };
         if (same) {
-          R::combine(p, own.samples, slope, (A)1, own.answer);
+          const auto gradient = [&](int k, int d) INLINE_LAMBDA {
+            auto a = key_gradient(k, d), b = value_gradient(k, d);
+            for (int i = 0; i < VECTORS; ++i) a.of[i] += b.of[i];
+            return a;
+          };
+          R::multiply_and_scatter(p, values, grad_values, s, s.share, gradient, products);
         } else {
-          R::gather(p, keys, s, of_query, own.answer);
+          R::multiply_and_scatter(p, values, grad_values, s, s.share, value_gradient, products);
+          R::multiply_and_scatter(p, keys, grad_keys, s, s.share, key_gradient, key_products);
+          for (int c = 0; c < 4; ++c)
+            for (int k = 0; k < p.K; ++k) products[c][k] += key_products[c][k];
         }
-        convert_back(own.answer, grad_query + item * p.D, p.D);
-        if (same) {
-          R::scatter_two(p, grad_values, s, of_query, own.row, of_grad, own.other);
-        } else {
-          R::scatter(p, grad_values, s, of_grad, own.other);
-          R::scatter(p, grad_keys, s, of_query, own.row);
-        }
+        place_gradient<A, W>(p.K, s, products, grad_locations + item * p.K * 2);
       }
       unpack(p, grad_values, n, m, grad_value);
       if (!same) unpack(p, grad_keys, n, m, grad_key);
