@@ -182,30 +182,38 @@ struct Vectors {
   typename Types<A, W>::Vector of[N];
 };
 
+// From sums of every (W / 4)-th number, four side by side in each of W / 4 vectors: the whole sums, W side by side.
+// Overwrites them.
+template <typename A, int W, typename Vector>
+INLINE Vector whole_sums(Vector (&parts)[W / 4]) {
+  for (int left = W / 8; left; left /= 2)
+    for (int i = 0; i < left; ++i) parts[i] = Halves<A, W>::quads(parts[2 * i], parts[2 * i + 1]);
+  return parts[0];
+}
+
 // The sums of the numbers in each vector of product(first), product(first + 1), ..., W sums side by side. There are
 // `count` products; sums beyond them are 0.
 template <typename A, int W, int N, typename Product>
 INLINE Vectors<A, W, N> sums_of(const Product& product, int first, int count) {
   typedef Halves<A, W> H;
   typedef Vectors<A, W, N> Several;
-  Several fours[W / 4] = {};  // in each, sums of a quarter of the numbers of four products
+  typename H::Vector parts[N][W / 4] = {};  // in each, sums of a quarter of the numbers of four products
   for (int j = 0; j < W / 4; ++j) {
     const int k = first + 4 * j;
     if (k + 3 < count) {
       const Several a = product(k), b = product(k + 1), c = product(k + 2), d = product(k + 3);
-      for (int n = 0; n < N; ++n) fours[j].of[n] = H::pairs(H::pairs(a.of[n], b.of[n]), H::pairs(c.of[n], d.of[n]));
+      for (int n = 0; n < N; ++n) parts[n][j] = H::pairs(H::pairs(a.of[n], b.of[n]), H::pairs(c.of[n], d.of[n]));
     } else {
       Several v[4] = {};
       for (int i = 0; k + i < count; ++i) v[i] = product(k + i);
       for (int n = 0; n < N; ++n)
-        fours[j].of[n] = H::pairs(H::pairs(v[0].of[n], v[1].of[n]), H::pairs(v[2].of[n], v[3].of[n]));
+        parts[n][j] = H::pairs(H::pairs(v[0].of[n], v[1].of[n]), H::pairs(v[2].of[n], v[3].of[n]));
       break;
     }
   }
-  for (int left = W / 8; left; left /= 2)
-    for (int i = 0; i < left; ++i)
-      for (int n = 0; n < N; ++n) fours[i].of[n] = H::quads(fours[2 * i].of[n], fours[2 * i + 1].of[n]);
-  return fours[0];
+  Several sums;
+  for (int n = 0; n < N; ++n) sums.of[n] = whole_sums<A, W>(parts[n]);
+  return sums;
 }
 
 template <typename Vector>
@@ -396,7 +404,7 @@ struct Rows {
                                           A (*products)[MAX_SAMPLES]) {
     typedef Halves<A, W> H;
     const long width = p.D;
-    A parts[MAX_SAMPLES * W];  // of each sample, W / 4 times: a part of the products with its corners
+    A parts[MAX_SAMPLES * W];  // of each sample, W / 4 times: sums of every (W / 4)-th number, for its four corners
     for (int d = 0; d < width; d += STEP) {
       for (int k = 0; k < p.K; ++k) {
         const auto v = vector(k, d);
@@ -419,9 +427,7 @@ struct Rows {
       for (int j = 0; j < 4; ++j) {
         Vector v[W / 4];
         for (int i = 0; i < W / 4; ++i) v[i] = P::load(parts + (k + j * (W / 4) + i) * W);
-        for (int left = W / 8; left; left /= 2)
-          for (int i = 0; i < left; ++i) v[i] = H::quads(v[2 * i], v[2 * i + 1]);
-        whole[j] = v[0];
+        whole[j] = whole_sums<A, W>(v);
       }
       const Vector low[2] = {H::even(whole[0], whole[1]), H::odd(whole[0], whole[1])};
       const Vector high[2] = {H::even(whole[2], whole[3]), H::odd(whole[2], whole[3])};
@@ -539,17 +545,18 @@ INLINE void expect(const X* p, long count) {
   for (const char* line = (const char*)((unsigned long)p & ~63ul); line < end; line += 64) __builtin_prefetch(line);
 }
 constexpr long ROWS_AHEAD = 32;
-// The rows of four queries fill a small first-level cache: what is asked for earlier is gone again when it is needed.
+// The same for what a later query of the head has in an array of `count` numbers per item. The rows of four queries
+// fill a small first-level cache: what is asked for earlier is gone again when it is needed.
 constexpr long QUERIES_AHEAD = 4;
-
-// `count` numbers from one type to the other.
-template <typename T, typename A>
-INLINE void convert(const T* from, A* to, long count) {
-  for (long i = 0; i < count; i += 4) Pack<A, A, 4>::store(to + i, Pack<T, A, 4>::load(from + i));
+template <typename X>
+INLINE void expect_later(const Problem& p, const X* array, long item, long count) {
+  expect(array + (item + QUERIES_AHEAD * p.M) * count, count);
 }
-template <typename T, typename A>
-INLINE void convert_back(const A* from, T* to, long count) {
-  for (long i = 0; i < count; i += 4) Pack<T, A, 4>::store(to + i, Pack<A, A, 4>::load(from + i));
+
+// `count` numbers from one type to another, by way of A.
+template <typename A, typename X, typename Y>
+INLINE void convert(const X* from, Y* to, long count) {
+  for (long i = 0; i < count; i += 4) Pack<Y, A, 4>::store(to + i, Pack<X, A, 4>::load(from + i));
 }
 
 // A head's rows side by side: its cache lines then spread over the whole cache, which a stride of M * D would not.
@@ -559,7 +566,7 @@ void pack(const Problem& p, const T* value, long n, long m, A* rows) {
   const long stride = p.M * p.D;
   for (long t = 0; t < p.S; ++t) {
     expect(from + (t + ROWS_AHEAD) * stride, p.D);
-    convert(from + t * stride, rows + t * p.D, p.D);
+    convert<A>(from + t * stride, rows + t * p.D, p.D);
   }
 }
 template <typename T, typename A>
@@ -568,7 +575,7 @@ void unpack(const Problem& p, const A* rows, long n, long m, T* value) {
   const long stride = p.M * p.D;
   for (long t = 0; t < p.S; ++t) {
     expect(to + (t + ROWS_AHEAD) * stride, p.D);
-    convert_back(rows + t * p.D, to + t * stride, p.D);
+    convert<A>(rows + t * p.D, to + t * stride, p.D);
   }
 }
 
@@ -627,10 +634,10 @@ struct Run {
     Samples<A> s[TOGETHER];
     in_groups(p, n, m, first, last, [&](long group, int count) INLINE_LAMBDA {
       for (int j = 0; j < count; ++j) {
-        const long item = group + j * p.M, next = item + QUERIES_AHEAD * p.M;
-        expect(locations + next * p.K * 2, p.K * 2);
-        expect(weights + next * p.K, p.K);
-        expect(answer + next * p.D, p.D);
+        const long item = group + j * p.M;
+        expect_later(p, locations, item, p.K * 2);
+        expect_later(p, weights, item, p.K);
+        expect_later(p, answer, item, p.D);
         locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
         weigh<A, W>(p.K, weights + item * p.K, s[j].share, s[j].share);
       }
@@ -662,10 +669,10 @@ struct Run {
     A weights[TOGETHER][MAX_SAMPLES + W], factor[TOGETHER];
     in_groups(p, n, m, first, last, [&](long group, int count) INLINE_LAMBDA {
       for (int j = 0; j < count; ++j) {
-        const long item = group + j * p.M, next = item + QUERIES_AHEAD * p.M;
-        expect(locations + next * p.K * 2, p.K * 2);
-        expect(query + next * p.D, p.D);
-        expect(answer + next * p.D, p.D);
+        const long item = group + j * p.M;
+        expect_later(p, locations, item, p.K * 2);
+        expect_later(p, query, item, p.D);
+        expect_later(p, answer, item, p.D);
         locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
       }
       for (int j = 0; j < count; ++j)
@@ -714,12 +721,11 @@ struct Run {
       for (long q = 0; q < p.Q; ++q) {
         const long item = (n * p.Q + q) * p.M + m;
         const A* w = weights + item * p.K;
-        const long next = item + QUERIES_AHEAD * p.M;
-        expect(locations + next * p.K * 2, p.K * 2);
-        expect(weights + next * p.K, p.K);
-        expect(grad + next * p.D, p.D);
-        expect(grad_locations + next * p.K * 2, p.K * 2);
-        expect(grad_weights + next * p.K, p.K);
+        expect_later(p, locations, item, p.K * 2);
+        expect_later(p, weights, item, p.K);
+        expect_later(p, grad, item, p.D);
+        expect_later(p, grad_locations, item, p.K * 2);
+        expect_later(p, grad_weights, item, p.K);
         locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
         weigh<A, W>(p.K, w, s.share, factor);
         const auto gradient = [&](int, int d) INLINE_LAMBDA { return R::piece(grad + item * p.D, d); };
@@ -751,12 +757,11 @@ struct Run {
       }
       for (long q = 0; q < p.Q; ++q) {
         const long item = (n * p.Q + q) * p.M + m;
-        const long next = item + QUERIES_AHEAD * p.M;
-        expect(locations + next * p.K * 2, p.K * 2);
-        expect(query + next * p.D, p.D);
-        expect(grad + next * p.D, p.D);
-        expect(grad_query + next * p.D, p.D);
-        expect(grad_locations + next * p.K * 2, p.K * 2);
+        expect_later(p, locations, item, p.K * 2);
+        expect_later(p, query, item, p.D);
+        expect_later(p, grad, item, p.D);
+        expect_later(p, grad_query, item, p.D);
+        expect_later(p, grad_locations, item, p.K * 2);
         const T *head_query = query + item * p.D, *head_grad = grad + item * p.D;
         locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
         if (same) {
