@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 TESTING := $(VENV)/.installed_for_tests
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-extra.txt
 
-.PHONY: help quickstart test ops docs lint format clean
+.PHONY: help quickstart test ops sanitize docs lint format clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -34,6 +34,14 @@ ops: $(STAMP)  ## build the compiled kernels of deformable attention (needs a C+
 test: $(TESTING)  ## build the op and run all tests
 	-$(MAKE) --no-print-directory ops
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+sanitize: $(STAMP)  ## run the CPU kernels next to whole pixels under AddressSanitizer (needs g++)
+	cd models/ops && PATH="$(CURDIR)/$(BIN):$$PATH" LEANDETR_CUDA=0 CFLAGS="-fsanitize=address -fno-omit-frame-pointer -O1" \
+		../../$(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized --build-temp build/sanitizing
+	for instructions in avx512 avx2 baseline; do \
+		LEANDETR_CPU=$$instructions ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m tests.harness.whole_pixels models/ops/build/sanitized/leandetr_ops*.so || exit 1; \
+	done
 
 docs: $(STAMP)  ## build the pages in docs/ into a site, and check all links
 	$(PIP) mkdocs-material

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from models.ops import reference
+from tests.harness.whole_pixels import cases, exact_aware, exact_plain, wrong
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "models/ops/src/cuda/kernels.cu"
@@ -57,6 +58,34 @@ class Case:
         function = getattr(self.library, f"{name}_{str(self.dtype).removeprefix('torch.')}")
         function(self.sizes, self.flat, *(None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors))
 
+    def plain(self, ordered=False):
+        """Answer and gradients by value, locations and weights."""
+        answer = torch.empty_like(self.grad)
+        grads = [torch.zeros(self.value.shape), torch.empty_like(self.locations), torch.empty_like(self.weights)]
+        inputs = self.value, self.locations, self.weights
+        self.call("plain", *inputs, answer)
+        self.call("plain_backward", self.grad, *inputs, None if ordered else grads[0], *grads[1:])
+        if ordered:
+            self.call("scatter_in_order", self.grad, self.locations, self.weights, grads[0])
+        return answer, *grads
+
+    def aware(self, same, ordered=False):
+        """Answer and gradients by query, key (unless the values are the keys), value and locations."""
+        key = self.value if same else self.key
+        answer, by_query = torch.empty_like(self.grad), torch.empty_like(self.query)
+        by_locations, by_value = torch.empty_like(self.locations), torch.zeros(self.value.shape)
+        by_key = by_value if same else torch.zeros(self.value.shape)
+        weights, slopes = torch.empty_like(self.weights), torch.empty_like(self.weights)
+        sums = (None, None) if ordered else (by_key, by_value)
+        factors = (weights, slopes) if ordered else (None, None)
+        inputs = self.query, key, self.value, self.locations
+        self.call("aware", *inputs, answer)
+        self.call("aware_backward", self.grad, *inputs, by_query, *sums, by_locations, *factors)
+        if ordered:
+            self.call("scatter_in_order", self.grad, self.locations, weights, by_value)
+            self.call("scatter_in_order", self.query, self.locations, slopes, by_key)
+        return answer, by_query, *([] if same else [by_key]), by_value, by_locations
+
     def equal(self, ours, inputs, function):
         """Answer and gradients against the reference in float64."""
         inputs = [x.double().requires_grad_() for x in inputs]
@@ -81,14 +110,8 @@ CASES = [
 @pytest.mark.parametrize("ordered", [False, True])
 def test_plain(kernels, case, ordered):
     c = Case(kernels, *case)
-    answer = torch.empty_like(c.grad)
-    grads = [torch.zeros(c.value.shape), torch.empty_like(c.locations), torch.empty_like(c.weights)]
-    c.call("plain", c.value, c.locations, c.weights, answer)
-    c.call("plain_backward", c.grad, c.value, c.locations, c.weights, None if ordered else grads[0], *grads[1:])
-    if ordered:
-        c.call("scatter_in_order", c.grad, c.locations, c.weights, grads[0])
     inputs = (c.value, c.locations, c.weights)
-    c.equal((answer, *grads), inputs, lambda v, x, w: reference.ms_deform_attn(v, c.shapes, x, w))
+    c.equal(c.plain(ordered), inputs, lambda v, x, w: reference.ms_deform_attn(v, c.shapes, x, w))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}-{case[6]}")
@@ -96,21 +119,31 @@ def test_plain(kernels, case, ordered):
 @pytest.mark.parametrize("same", [False, True])
 def test_key_aware(kernels, case, ordered, same):
     c = Case(kernels, *case)
-    key = c.value if same else c.key
-    answer, by_query, by_locations = torch.empty_like(c.grad), torch.empty_like(c.query), torch.empty_like(c.locations)
-    by_value = torch.zeros(c.value.shape)
-    by_key = by_value if same else torch.zeros(c.value.shape)
-    weights, slopes = torch.empty_like(c.weights), torch.empty_like(c.weights)
-    sums = (None, None) if ordered else (by_key, by_value)
-    factors = (weights, slopes) if ordered else (None, None)
-    c.call("aware", c.query, key, c.value, c.locations, answer)
-    c.call("aware_backward", c.grad, c.query, key, c.value, c.locations, by_query, *sums, by_locations, *factors)
-    if ordered:
-        c.call("scatter_in_order", c.grad, c.locations, weights, by_value)
-        c.call("scatter_in_order", c.query, c.locations, slopes, by_key)
+    ours = c.aware(same, ordered)
     if same:
-        ours, inputs = (answer, by_query, by_value, by_locations), (c.query, c.value, c.locations)
+        inputs = (c.query, c.value, c.locations)
         c.equal(ours, inputs, lambda q, v, x: reference.key_aware_deform_attn(q, v, v, c.shapes, x))
     else:
-        ours, inputs = (answer, by_query, by_key, by_value, by_locations), (c.query, c.key, c.value, c.locations)
+        inputs = (c.query, c.key, c.value, c.locations)
         c.equal(ours, inputs, lambda q, k, v, x: reference.key_aware_deform_attn(q, k, v, c.shapes, x))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_next_to_whole_pixels(kernels, kind):
+    for near in cases(kind, sizes=(1, 5, 32, 33), repeats=(1,)):
+        c = Case(kernels, (near.shape,), 1, near.query.shape[1], 1, 4, 2, near.value.dtype, 0)
+        for name in ("query", "key", "value", "locations", "weights", "grad"):
+            setattr(c, name, getattr(near, name))
+        for ordered in (False, True):
+            assert wrong(c.plain(ordered), exact_plain(near), c.dtype) == 0
+            assert wrong(c.aware(False, ordered), exact_aware(near, False), c.dtype) == 0
+            assert wrong(c.aware(True, ordered), exact_aware(near, True), c.dtype) == 0
+
+
+def test_values_that_are_no_numbers_stay_where_they_are(kernels):
+    c = Case(kernels, ((2, 3),), 1, 2, 1, 8, 2, torch.float32, 0)
+    c.value[:] = c.key[:] = torch.inf
+    c.locations[:, 0], c.locations[:, 1] = -2.0, torch.nan  # outside
+    for ours in (c.plain(), c.plain(True), c.aware(True), c.aware(False), c.aware(False, True)):
+        for numbers in ours:
+            assert numbers.eq(0).all()

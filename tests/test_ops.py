@@ -1,12 +1,21 @@
 """The op: every backend against the definition in plain PyTorch."""
 
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn, reference
+from models.ops.ms_deform_attn import fits_card
 
+dispatch = importlib.import_module("models.ops.ms_deform_attn")  # its function has taken the name
 COMPILED = [name for name in available_backends() if name != "reference"]
 DEVICE = {"cpu": "cpu", "cuda": "cuda", "reference": "cpu"}
 needs_extension = pytest.mark.skipif(not COMPILED, reason="the extension is not built (make ops)")
@@ -132,6 +141,132 @@ def test_gradcheck(backend):
     )
 
 
+@pytest.mark.parametrize("backend", [name for name in available_backends() if name != "cuda"])
+def test_second_derivatives(backend):
+    torch.manual_seed(0)
+    shapes = ((3, 4), (1, 1))
+    query, key, value, locations, weights = (
+        x.requires_grad_() for x in problem(shapes, N=1, Q=2, M=1, D=4, P=2, dtype=torch.float64)
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), (value, locations, weights)
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda q, k, v, x: key_aware_deform_attn(q, k, v, shapes, x, backend), (query, key, value, locations)
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda q, v, x: key_aware_deform_attn(q, v, v, shapes, x, backend), (query, value, locations)
+    )
+
+
+@needs_extension
+def test_third_derivatives():
+    shapes = ((3, 4), (1, 1))
+    _, _, value, locations, weights = problem(shapes, dtype=torch.float64)
+    found = []
+    for backend in ("reference", "cpu"):
+        weights = weights.detach().requires_grad_()
+        answer = ms_deform_attn(value, shapes, locations, weights.exp(), backend).square().sum()
+        (first,) = torch.autograd.grad(answer, weights, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(3).sum(), weights, create_graph=True)
+        found += torch.autograd.grad(second.square().sum(), weights)
+    torch.testing.assert_close(*found)
+
+
+@needs_extension
+def test_forward_mode_derivatives_are_right_or_refused():
+    """An operator of a library would drop them without a word."""
+    shapes = ((3, 4), (1, 1))
+    query, _, value, locations, weights = problem(shapes, dtype=torch.float64)
+    change = torch.randn_like(weights)
+    expected = ms_deform_attn(value, shapes, locations, change)  # linear in the weights
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weights, change)
+        answer = ms_deform_attn(value, shapes, locations, dual)
+        torch.testing.assert_close(forward_ad.unpack_dual(answer).tangent, expected)
+        for backend in COMPILED:
+            with pytest.raises(ValueError, match="no forward-mode derivatives"):
+                ms_deform_attn(value, shapes, locations, dual, backend)
+            with pytest.raises(ValueError, match="no forward-mode derivatives"):
+                key_aware_deform_attn(forward_ad.make_dual(query, query), value, value, shapes, locations, backend)
+
+    def function(w):
+        return ms_deform_attn(value, shapes, locations, w)
+
+    torch.testing.assert_close(torch.func.jvp(function, (weights,), (change,))[1], expected)
+    by_weights = torch.func.grad(lambda w: function(w).square().sum())(weights)
+    leaf = weights.clone().requires_grad_()
+    torch.testing.assert_close(by_weights, *torch.autograd.grad(function(leaf).square().sum(), leaf))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "tokens"), [(((0, 3), (-2, -2)), 4), (((2, 2), (0, 5)), 4), (((-1, -4),), 4), ((), 0)], ids=str
+)
+@pytest.mark.parametrize("backend", ["auto", *available_backends()])
+def test_levels_without_area_are_refused(backend, shapes, tokens):
+    value = torch.rand(1, tokens, 2, 8)
+    locations, weights = torch.rand(1, 3, 2, len(shapes), 2, 2), torch.rand(1, 3, 2, len(shapes), 2)
+    with pytest.raises(ValueError, match="1x1 or more"):
+        ms_deform_attn(value, shapes, locations, weights, backend)
+    with pytest.raises(ValueError, match="1x1 or more"):
+        key_aware_deform_attn(torch.rand(1, 3, 2, 8), value, value, shapes, locations, backend)
+
+
+@needs_extension
+def test_operators_refuse_levels_without_area():
+    """Programs that were compiled or exported call them by themselves."""
+    _, _, value, locations, weights = problem(((2, 2), (1, 1)))
+    with pytest.raises(RuntimeError, match="has no area"):
+        torch.ops.leandetr.ms_deform_attn(value, [-2, -2, 1, 1], locations, weights)
+
+
+@pytest.mark.parametrize("backend", ["auto", *available_backends()])
+def test_other_devices_and_whole_numbers_are_refused(backend):
+    shapes = ((3, 4), (1, 1))
+    query, _, value, locations, weights = problem(shapes)
+    for index in range(3):
+        inputs = [value, locations, weights]
+        for spoilt, message in ((inputs[index].to("meta"), "is on"), (inputs[index].long(), "floating-point")):
+            inputs[index] = spoilt
+            with pytest.raises(ValueError, match=message):
+                ms_deform_attn(inputs[0], shapes, *inputs[1:], backend)
+    for spoilt, message in ((query.to("meta"), "is on"), (query.int(), "floating-point")):
+        with pytest.raises(ValueError, match=message):
+            key_aware_deform_attn(spoilt, value, value, shapes, locations, backend)
+    with pytest.raises(ValueError, match="hold no sample"):
+        ms_deform_attn(value, shapes, locations[..., :0, :], weights[..., :0], backend)
+
+
+def test_kernels_are_for_cards_of_their_own_generation_and_with_ptx_for_later_ones():
+    default = "8.0;8.6;8.9;9.0+PTX"
+    assert [fits_card(default, card) for card in ((7, 0), (7, 5))] == [False, False]  # V100, T4
+    assert all(fits_card(default, card) for card in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 0)))
+    assert not fits_card("8.0", (9, 0))
+    assert not fits_card("8.6", (8, 0))
+    assert fits_card("9.0a 7.5", (7, 5))
+    assert fits_card("Ampere", (8, 0))
+
+
+def test_a_card_that_the_kernels_are_not_for_gets_plain_pytorch_and_a_line(monkeypatch, caplog):
+    dispatch._runs_on.cache_clear()
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", dispatch._compiled("cuda", (torch.float32,)))
+    monkeypatch.setattr(dispatch, "cuda_architectures", lambda: "8.0;8.6;8.9;9.0+PTX")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert "cuda" not in available_backends()
+    assert "cuda" not in available_backends()
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(
+        "Tesla T4 has compute capability 7.5, the CUDA kernels are for 8.0;8.6;8.9;9.0+PTX: using plain"
+    )
+    assert "`make clean ops`" in line
+    dispatch._runs_on.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+    assert "cuda" in available_backends()
+    dispatch._runs_on.cache_clear()
+
+
 @needs_extension
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e30, 1e30])
 def test_wild_locations_are_outside(bad):
@@ -149,6 +284,44 @@ def test_wild_locations_are_outside(bad):
         )
         assert answer[0, 0].eq(0).all()
         assert all(grad.isfinite().all() for grad in grads)
+
+
+@needs_extension
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("queries", [2, 200])
+def test_values_that_are_no_numbers_do_not_reach_samples_outside(bad, queries):
+    """Few queries read the values where they are, many read copies."""
+    shapes = ((4, 5), (2, 2))
+    for backend in COMPILED:
+        query, key, value, locations, weights = problem(shapes, Q=queries, device=DEVICE[backend])
+        value[:] = key[:] = bad
+        locations[:, ::2] = -1.5
+        locations[:, 1::2] = 2.0
+        answer, *grads = gradients(
+            lambda v, x, w, b=backend: ms_deform_attn(v, shapes, x, w, b), value, locations, weights
+        )
+        assert all(x.eq(0).all() for x in (answer, *grads))
+        for function, inputs in (
+            (lambda q, v, x, b=backend: key_aware_deform_attn(q, v, v, shapes, x, b), (query, value, locations)),
+            (
+                lambda q, k, v, x, b=backend: key_aware_deform_attn(q, k, v, shapes, x, b),
+                (query, key, value, locations),
+            ),
+        ):
+            answer, *grads = gradients(function, *inputs)
+            assert all(x.eq(0).all() for x in (answer, *grads))
+
+
+@needs_extension
+@pytest.mark.parametrize("instructions", ["avx512", "avx2", "baseline"])
+def test_next_to_whole_pixels(instructions):
+    """In a process of its own, since each chooses its instructions once."""
+    command = [sys.executable, "-m", "tests.harness.whole_pixels"]
+    environment = os.environ | {"LEANDETR_CPU": instructions, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 0 numbers wrong") == 3
 
 
 @needs_extension

@@ -4,11 +4,14 @@ Compiled kernels attach themselves to these operators. Tensors on the meta devic
 through them always, so that counting multiply-adds computes nothing.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-Shapes = tuple[tuple[int, int], ...]
+from models.ops import reference
+from models.ops.reference import Shapes
 
 # Shapes travel as one flat list: height, width, height, width, ...; no key means that the values are the keys.
 PLAIN = "Tensor value, int[] shapes, Tensor locations, Tensor weights"
@@ -33,6 +36,10 @@ def key_aware_deform_attn(query: Tensor, key: Tensor, value: Tensor, shapes: Sha
 
 def _flat(shapes: Shapes) -> list[int]:
     return [size for shape in shapes for size in shape]
+
+
+def _pairs(flat: list[int]) -> Shapes:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------------- shapes
@@ -92,6 +99,69 @@ def _aware_gradients(ctx, grad):
 
 torch.library.register_autograd("leandetr::ms_deform_attn", _plain_gradients, setup_context=_remember_plain)
 torch.library.register_autograd("leandetr::key_aware_deform_attn", _aware_gradients, setup_context=_remember_aware)
+
+
+# Second derivatives are PyTorch's: the backward operators are differentiated by way of the reference.
+
+
+def _gradients_of_gradients(
+    attention: Callable[..., Tensor], grad: Tensor, inputs: Sequence[Tensor], directions: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """Differentiates a backward operator.
+
+    Args:
+        attention: of the inputs, in PyTorch.
+        grad, inputs: what the operator was given.
+        directions: one for each gradient that it returned.
+
+    Returns:
+        gradients by `grad` and by every input.
+    """
+    again = torch.is_grad_enabled()  # whether third derivatives are to follow
+    with torch.enable_grad():
+        # Under names of their own, so that what they were made of is left out.
+        grad, *inputs = (x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (grad, *inputs))
+        grads = torch.autograd.grad(attention(*inputs), inputs, grad, create_graph=True)
+        return torch.autograd.grad(grads, (grad, *inputs), directions, create_graph=again, materialize_grads=True)
+
+
+def _remember_plain_backward(ctx, inputs, output):
+    grad, value, ctx.shapes, locations, weights = inputs
+    ctx.save_for_backward(grad, value, locations, weights)
+
+
+def _plain_second(ctx, *directions):
+    def attention(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return reference.ms_deform_attn(value, _pairs(ctx.shapes), locations, weights)
+
+    grad, *inputs = ctx.saved_tensors
+    grads = _gradients_of_gradients(attention, grad, inputs, directions)
+    return grads[0], grads[1], None, grads[2], grads[3]
+
+
+def _remember_aware_backward(ctx, inputs, output):
+    grad, query, key, value, ctx.shapes, locations = inputs
+    ctx.has_key = key is not None
+    ctx.save_for_backward(grad, query, value, locations, *([key] if ctx.has_key else []))
+
+
+def _aware_second(ctx, by_query, by_key, by_value, by_locations):
+    def attention(query: Tensor, value: Tensor, locations: Tensor, key: Tensor | None = None) -> Tensor:
+        key = value if key is None else key
+        return reference.key_aware_deform_attn(query, key, value, _pairs(ctx.shapes), locations)
+
+    grad, *inputs = ctx.saved_tensors
+    directions = (by_query, by_value, by_locations, *([by_key] if ctx.has_key else []))
+    grads = _gradients_of_gradients(attention, grad, inputs, directions)
+    return grads[0], grads[1], grads[4] if ctx.has_key else None, grads[2], None, grads[3]
+
+
+torch.library.register_autograd(
+    "leandetr::ms_deform_attn_backward", _plain_second, setup_context=_remember_plain_backward
+)
+torch.library.register_autograd(
+    "leandetr::key_aware_deform_attn_backward", _aware_second, setup_context=_remember_aware_backward
+)
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost

@@ -1,16 +1,25 @@
 """Deformable attention as the models call it: checks the arguments and picks the fastest backend that serves them."""
 
+import functools
 import importlib
+import logging
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from models.ops import library, reference
 
+log = logging.getLogger(__name__)
+
 MAX_SAMPLES = 128
 """Levels times points that the compiled kernels take."""
+EXTENSIONS = ("models.ops.leandetr_ops", "leandetr_ops")
+"""The compiled kernels' module: built in place, installed."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +30,13 @@ class Backend:
         serves: whether it can take this value and these locations.
         ms_deform_attn: (value, shapes, locations, weights) -> answer.
         key_aware_deform_attn: (query, key, value, shapes, locations) -> answer.
+        transforms: whether torch.func's transforms and forward-mode differentiation see through it.
     """
 
     serves: Callable[[Tensor, Tensor], bool]
     ms_deform_attn: Callable[..., Tensor]
     key_aware_deform_attn: Callable[..., Tensor]
+    transforms: bool = False
 
 
 def _compiled(device: str, dtypes: tuple[torch.dtype, ...], widest: int | None = None) -> Backend:
@@ -36,7 +47,8 @@ def _compiled(device: str, dtypes: tuple[torch.dtype, ...], widest: int | None =
         samples = locations.shape[3] * locations.shape[4]
         fits = width % 4 == 0 and samples <= MAX_SAMPLES and tokens * heads * width < 2**31
         fits = fits and (widest is None or width <= widest)
-        return value.device.type == device and value.dtype in dtypes and fits
+        fits = fits and value.device.type == device and value.dtype in dtypes
+        return fits and (device != "cuda" or _runs_on(value.device.index))
 
     return Backend(serves, library.ms_deform_attn, library.key_aware_deform_attn)
 
@@ -49,7 +61,7 @@ def _find_backends() -> dict[str, Backend]:
     if has_compiled_kernels("CPU"):
         found["cpu"] = _compiled("cpu", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
     found["reference"] = Backend(
-        lambda value, locations: True, reference.ms_deform_attn, reference.key_aware_deform_attn
+        lambda value, locations: True, reference.ms_deform_attn, reference.key_aware_deform_attn, transforms=True
     )
     return found
 
@@ -57,7 +69,7 @@ def _find_backends() -> dict[str, Backend]:
 def load_extension() -> str:
     """Imports the extension, built in place or installed, which registers its kernels. Returns why it is not there."""
     reasons = []
-    for name in ("models.ops.leandetr_ops", "leandetr_ops"):
+    for name in EXTENSIONS:
         try:
             importlib.import_module(name)
             return ""
@@ -72,13 +84,47 @@ def has_compiled_kernels(device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("leandetr::ms_deform_attn", device)
 
 
+def cuda_architectures() -> str:
+    """What the CUDA kernels were built for, in the form of TORCH_CUDA_ARCH_LIST; empty where there are none."""
+    for name in EXTENSIONS:
+        if name in sys.modules:
+            return sys.modules[name].cuda_architectures
+    return ""
+
+
+def fits_card(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels run on a GPU: machine code on later cards of one major version, PTX on all later ones.
+
+    Args:
+        architectures: as TORCH_CUDA_ARCH_LIST takes them, such as "8.0;9.0+PTX". Names of architectures, such as
+            "Ampere", are taken to fit.
+        capability: major and minor version of the GPU.
+    """
+    built = re.findall(r"(\d+)\.(\d+)\w?(\+PTX)?", architectures)
+    pairs = [((int(major), int(minor)), ptx) for major, minor, ptx in built]
+    return not pairs or any(least <= capability and (ptx or least[0] == capability[0]) for least, ptx in pairs)
+
+
+@functools.cache
+def _runs_on(index: int) -> bool:
+    """Whether the CUDA kernels run on a GPU; says so once if they do not."""
+    capability, architectures = torch.cuda.get_device_capability(index), cuda_architectures()
+    fits = fits_card(architectures, capability)
+    if not fits:
+        card = f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}"
+        remedy = "`make clean ops` on this machine builds for its own cards"
+        log.warning("%s, the CUDA kernels are for %s: using plain PyTorch, slower; %s", card, architectures, remedy)
+    return fits
+
+
 SHAPES_ONLY = Backend(lambda value, locations: value.is_meta, library.ms_deform_attn, library.key_aware_deform_attn)
 BACKENDS = _find_backends()
 
 
 def available_backends() -> tuple[str, ...]:
     """Names that `backend=` accepts here, fastest first."""
-    return tuple(BACKENDS)
+    cards = range(torch.cuda.device_count() if "cuda" in BACKENDS else 0)
+    return tuple(name for name in BACKENDS if name != "cuda" or any(_runs_on(card) for card in cards))
 
 
 def ms_deform_attn(value: Tensor, shapes, locations: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
@@ -95,12 +141,13 @@ def ms_deform_attn(value: Tensor, shapes, locations: Tensor, weights: Tensor, ba
         (N, Q, M*D), of value's dtype.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or one that cannot take these tensors.
+        ValueError: shapes that do not fit together or a level without area, tensors on different devices or of whole
+            numbers, an unknown backend, or one that cannot take these tensors.
     """
-    shapes = _checked(value, shapes, locations)
+    shapes = _checked(value, shapes, locations, weights)
     if weights.shape != locations.shape[:-1]:
         raise ValueError(f"weights {tuple(weights.shape)} do not fit locations {tuple(locations.shape)}")
-    return _pick(backend, value, locations).ms_deform_attn(value, shapes, locations, weights)
+    return _pick(backend, value, locations, weights).ms_deform_attn(value, shapes, locations, weights)
 
 
 def key_aware_deform_attn(
@@ -121,21 +168,28 @@ def key_aware_deform_attn(
     Raises:
         ValueError: as in `ms_deform_attn`.
     """
-    shapes = _checked(value, shapes, locations)
+    shapes = _checked(value, shapes, locations, query, key)
     if key.shape != value.shape:
         raise ValueError(f"key {tuple(key.shape)} and value {tuple(value.shape)} differ in shape")
     if query.shape != (*locations.shape[:3], value.shape[3]):
         raise ValueError(
             f"query {tuple(query.shape)} does not fit locations {tuple(locations.shape)} and value's width"
         )
-    return _pick(backend, value, locations).key_aware_deform_attn(query, key, value, shapes, locations)
+    return _pick(backend, value, locations, query, key).key_aware_deform_attn(query, key, value, shapes, locations)
 
 
-def _checked(value: Tensor, shapes, locations: Tensor) -> reference.Shapes:
+def _checked(value: Tensor, shapes, locations: Tensor, *others: Tensor) -> reference.Shapes:
     """The shapes as plain numbers, after checking that everything adds up."""
+    for tensor in (value, locations, *others):
+        if not tensor.is_floating_point():
+            raise ValueError(f"expected tensors of floating-point numbers, got one of {tensor.dtype}")
+        if tensor.device != value.device:
+            raise ValueError(f"value is on {value.device}, another tensor on {tensor.device}")
     if isinstance(shapes, Tensor):
         shapes = shapes.tolist()
     shapes = tuple((int(h), int(w)) for h, w in shapes)
+    if not shapes or min(map(min, shapes)) < 1:
+        raise ValueError(f"expected levels of 1x1 or more, got {shapes}")
     if value.dim() != 4 or locations.dim() != 6 or locations.shape[-1] != 2:
         got = f"{tuple(value.shape)} and {tuple(locations.shape)}"
         raise ValueError(f"expected value (N, S, M, D) and locations (N, Q, M, L, P, 2), got {got}")
@@ -143,7 +197,9 @@ def _checked(value: Tensor, shapes, locations: Tensor) -> reference.Shapes:
         raise ValueError(
             f"value holds {value.shape[1]} tokens, but the levels {shapes} have {sum(h * w for h, w in shapes)}"
         )
-    N, _, M, L = locations.shape[:4]
+    N, _, M, L, P, _ = locations.shape
+    if P < 1:
+        raise ValueError(f"locations {tuple(locations.shape)} hold no sample")
     if (value.shape[0], value.shape[2], len(shapes)) != (N, M, L):
         raise ValueError(
             f"locations {tuple(locations.shape)} do not fit value {tuple(value.shape)} and {len(shapes)} levels"
@@ -151,15 +207,35 @@ def _checked(value: Tensor, shapes, locations: Tensor) -> reference.Shapes:
     return shapes
 
 
-def _pick(backend: str, value: Tensor, locations: Tensor) -> Backend:
+def _pick(backend: str, *tensors: Tensor) -> Backend:
+    """The backend for a value, locations and whatever else there is."""
+    value, locations = tensors[:2]
     if value.is_meta:
         return SHAPES_ONLY
-    if backend == "auto" and torch.onnx.is_in_onnx_export():
+    transformed = _are_transformed(tensors)
+    if backend == "auto" and (transformed or torch.onnx.is_in_onnx_export()):
         return BACKENDS["reference"]  # ONNX knows grid_sample, not our operators
     if backend == "auto":
         return next(candidate for candidate in BACKENDS.values() if candidate.serves(value, locations))
     if backend not in BACKENDS:
-        raise ValueError(f"backend '{backend}' is not available here; available: {', '.join(BACKENDS)}")
-    if not BACKENDS[backend].serves(value, locations):
+        raise ValueError(f"backend '{backend}' is not available here; available: {', '.join(available_backends())}")
+    chosen = BACKENDS[backend]
+    if not chosen.serves(value, locations):
         raise ValueError(f"backend '{backend}' cannot take {value.dtype} {tuple(value.shape)} on {value.device}")
-    return BACKENDS[backend]
+    if transformed and not chosen.transforms:
+        raise ValueError(
+            f"backend '{backend}' has no forward-mode derivatives and takes no part in torch.func; use 'reference'"
+        )
+    return chosen
+
+
+def _are_transformed(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether tensors carry forward-mode derivatives, or belong to a transform of torch.func.
+
+    Operators of a library would drop such derivatives without a word.
+    """
+    if torch.compiler.is_compiling():  # the compiler sees one operator, and has no such tensors
+        return False
+    return torch._C._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )

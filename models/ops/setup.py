@@ -3,7 +3,8 @@
 usage: python setup.py build_ext --inplace     beside this file, where models.ops finds them
        python setup.py install                 into the environment
 
-TORCH_CUDA_ARCH_LIST names the GPUs to build for, by default "8.0;8.6;8.9;9.0+PTX"; a GPU need not be there.
+TORCH_CUDA_ARCH_LIST names the GPUs to build for: by default those that are there and later ones; "8.0;8.6;8.9;9.0+PTX"
+if there are none. The least compute capability is 7.0, as far as the CUDA toolkit builds for it (13 needs 7.5).
 LEANDETR_CUDA=0 leaves CUDA out. MAX_JOBS limits how many files are compiled at once.
 """
 
@@ -45,6 +46,18 @@ def toolkit() -> Path:
     return Path(top[1].strip() if top else CUDA_HOME).resolve()
 
 
+def cards() -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs here that the kernels can serve."""
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return sorted(capability for capability in found if capability >= (7, 0))
+
+
+def architectures() -> str:
+    """What to build for, as TORCH_CUDA_ARCH_LIST says it. A build with PTX serves later cards too."""
+    own = ";".join(f"{major}.{minor}" for major, minor in cards())
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or f"{own or '8.0;8.6;8.9;9.0'}+PTX"
+
+
 def why_without_cuda() -> str:
     """The reason for leaving CUDA out; empty when it can be built."""
     if os.environ.get("LEANDETR_CUDA") == "0":
@@ -74,13 +87,14 @@ def extension():
     if reason:
         print(f"leandetr_ops: CPU kernels only ({reason})", file=sys.stderr)
         return CppExtension(sources=sources("src/*.cpp", "src/cpu/*.cpp"), extra_compile_args=CPU_FLAGS, **common)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
     # After the toolkit's own folder, so that its headers win where both have them: they belong to its nvcc.
     lacking = [flag for folder in pip_headers() for flag in ("-idirafter", folder)]
     return CUDAExtension(
         sources=sources("src/*.cpp", "src/cpu/*.cpp", "src/cuda/*.cpp", "src/cuda/*.cu"),
         include_dirs=[str(toolkit() / "include")],
         library_dirs=[str(folder) for name in ("lib64", "lib") if (folder := toolkit() / name).is_dir()],
+        define_macros=[("LEANDETR_CUDA_ARCHITECTURES", f'"{architectures()}"')],
         extra_compile_args={"cxx": [*CPU_FLAGS, *lacking], "nvcc": ["-O3", "--expt-relaxed-constexpr"]},
         **common,
     )

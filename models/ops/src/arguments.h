@@ -4,12 +4,21 @@
 
 #include <ATen/ATen.h>
 
+#include <initializer_list>
+
 #include "problem.h"
 
 namespace leandetr {
 
-// The sizes of a problem; refuses what the kernels cannot take or what does not add up.
-inline Problem describe(const at::Tensor& value, at::IntArrayRef shapes, const at::Tensor& locations) {
+// The sizes of a problem; refuses what the kernels cannot take or what does not add up. `others` are all further tensors.
+inline Problem describe(const at::Tensor& value, at::IntArrayRef shapes, const at::Tensor& locations,
+                        std::initializer_list<at::Tensor> others) {
+  TORCH_CHECK(locations.device() == value.device(), "value is on ", value.device(), ", locations on ", locations.device());
+  for (const at::Tensor& other : others)
+    TORCH_CHECK(other.device() == value.device(), "value is on ", value.device(), ", another tensor on ", other.device());
+  TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && locations.size(0) == value.size(0) &&
+                  locations.size(2) == value.size(2) && locations.size(4) > 0 && locations.size(5) == 2,
+              "value ", value.sizes(), " and locations ", locations.sizes(), " do not fit");
   Problem p;
   p.N = value.size(0);
   p.S = value.size(1);
@@ -25,6 +34,8 @@ inline Problem describe(const at::Tensor& value, at::IntArrayRef shapes, const a
   p.K = p.L * p.points;
   int64_t start = 0;
   for (int level = 0; level < p.L; ++level) {
+    TORCH_CHECK(shapes[2 * level] > 0 && shapes[2 * level + 1] > 0, "a level of ", shapes[2 * level], "x",
+                shapes[2 * level + 1], " has no area");
     for (int k = level * p.points; k < (level + 1) * p.points; ++k) {
       p.height[k] = static_cast<int>(shapes[2 * level]);
       p.width[k] = static_cast<int>(shapes[2 * level + 1]);

@@ -89,7 +89,7 @@ at::Tensor plain(const at::Tensor& value_, at::IntArrayRef shapes, const at::Ten
                  const at::Tensor& weights_) {
   const auto value = value_.contiguous();
   const auto locations = as(locations_, accumulator(value)), weights = as(weights_, accumulator(value));
-  const Problem p = describe(value, shapes, locations);
+  const Problem p = describe(value, shapes, locations, {weights});
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   DISPATCH(value, {
     in_threads<A>(p.N * p.M * p.Q, kernels.scratch(p, 1), [&](A* memory, int64_t begin, int64_t end) {
@@ -105,7 +105,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> plain_backward(const at::Tensor& 
                                                               const at::Tensor& weights_) {
   const auto value = value_.contiguous(), grad = as(grad_, value.scalar_type());
   const auto locations = as(locations_, accumulator(value)), weights = as(weights_, accumulator(value));
-  const Problem p = describe(value, shapes, locations);
+  const Problem p = describe(value, shapes, locations, {grad, weights});
   auto grad_value = at::empty_like(value);
   auto grad_locations = at::empty_like(locations), grad_weights = at::empty_like(weights);
   DISPATCH(value, {
@@ -123,7 +123,7 @@ at::Tensor aware(const at::Tensor& query_, const std::optional<at::Tensor>& key_
                  at::IntArrayRef shapes, const at::Tensor& locations_) {
   const auto value = value_.contiguous(), key = key_ ? as(*key_, value.scalar_type()) : value;
   const auto query = as(query_, value.scalar_type()), locations = as(locations_, accumulator(value));
-  const Problem p = describe(value, shapes, locations);
+  const Problem p = describe(value, shapes, locations, {query, key});
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   DISPATCH(value, {
     in_threads<A>(p.N * p.M * p.Q, kernels.scratch(p, key_ ? 2 : 1), [&](A* memory, int64_t begin, int64_t end) {
@@ -141,7 +141,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aware_backward(
   const auto value = value_.contiguous(), key = key_ ? apart(*key_, value) : value;
   const auto query = as(query_, value.scalar_type()), grad = as(grad_, value.scalar_type());
   const auto locations = as(locations_, accumulator(value));
-  const Problem p = describe(value, shapes, locations);
+  const Problem p = describe(value, shapes, locations, {grad, query, key});
   auto grad_value = at::empty_like(value), grad_key = key_ ? at::empty_like(value) : at::empty({0}, value.options());
   auto grad_query = at::empty_like(query), grad_locations = at::empty_like(locations);
   DISPATCH(value, {

@@ -257,21 +257,70 @@ INLINE Vector power_of_two(Vector x, double) {
 // Where the K samples of one head of one query are, corner by corner: 0 and 1 differ in x, 0 and 2 in y.
 template <typename A>
 struct Samples {
-  int offset[4][MAX_SAMPLES];    // of a corner's row, in numbers from the head's first row
+  int offset[4][MAX_SAMPLES];    // of a corner's row, in numbers from the head's first row; -D outside the map
   A share[4][MAX_SAMPLES];       // of the corner in the sample; 0 outside the map
   A dx[4][MAX_SAMPLES];          // derivative of the share by x, in units of the map's width; only for gradients
   A dy[4][MAX_SAMPLES];
 };
 
-// W samples at a time; places beyond K are filled with anything. A location that is not a number, or far away, is outside
-// like any other.
-template <typename A, int W, bool GRADIENT>
-INLINE void locate(const Problem& p, const A* locations, Samples<A>& s, int row) {
+// a * b - c, rounded once, so that its sign is the true one.
+#if WIDTH > 4 || defined(__FMA__) || defined(__ARM_FEATURE_FMA)  // one instruction, made by -ffp-contract=fast
+template <typename Vector>
+INLINE Vector multiply_subtract(Vector a, Vector b, Vector c) {
+  return a * b - c;
+}
+#else
+INLINE Types<float, 4>::Vector multiply_subtract(Types<float, 4>::Vector a, Types<float, 4>::Vector b,
+                                                 Types<float, 4>::Vector c) {
+  typedef Types<double, 4>::Vector Wide;  // holds the product whole
+  const Wide exact = __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide) - __builtin_convertvector(c, Wide);
+  return __builtin_convertvector(exact, Types<float, 4>::Vector);
+}
+INLINE Types<double, 4>::Vector multiply_subtract(Types<double, 4>::Vector a, Types<double, 4>::Vector b,
+                                                  Types<double, 4>::Vector c) {
+  for (int i = 0; i < 4; ++i) a[i] = __builtin_fma(a[i], b[i], -c[i]);
+  return a;
+}
+#endif
+
+// Along one side of a map: the pixels that samples lie between, and the shares of both, which are 0 outside the map.
+template <typename A, int W>
+struct Between {
   typedef typename Types<A, W>::Vector Vector;
   typedef typename Types<A, W>::Integers Integers;
   typedef typename Types<A, W>::Offsets Offsets;
+  Offsets first, has_first, has_second;  // the second is first + 1; has: all bits where it lies on the map
+  Vector share_of_first, share_of_second;
+
+  // A place that is not a number, or far away, is outside like any other.
+  INLINE Between(Vector place, Offsets size, Vector length) {
+    const Vector x = place * length - (A)0.5, zero = {};
+    const Integers near = (x >= (A)-1) & (x <= length);
+    // The floor, or one more where a sum was rounded up to a whole number: the rest tells.
+    first = __builtin_convertvector((near ? x : zero - (A)2) + (A)1, Offsets) - 1;
+    Vector rest = multiply_subtract(place, length, __builtin_convertvector(first, Vector) + (A)0.5);
+    const Integers below = rest < (A)0;
+    first += __builtin_convertvector(below, Offsets);
+    rest = below ? rest + (A)1 : rest;
+    has_first = (first >= 0) & (first < size);
+    has_second = (first >= -1) & (first < size - 1);
+    share_of_first = only(has_first, (A)1 - rest);
+    share_of_second = only(has_second, rest);
+  }
+
+  // v where the bits are set, else 0.
+  static INLINE Vector only(Offsets where, Vector v) {
+    return (Vector)(__builtin_convertvector(where, Integers) & (Integers)v);
+  }
+};
+
+// W samples at a time; places beyond K are filled with anything. Rows are `row` numbers apart.
+template <typename A, int W, bool GRADIENT>
+INLINE void locate(const Problem& p, const A* locations, Samples<A>& s, int row) {
+  typedef Between<A, W> B;
+  typedef typename B::Vector Vector;
+  typedef typename B::Offsets Offsets;
   typedef Pack<A, A, W> P;
-  const auto only = [](Integers where, Vector v) { return (Vector)(where & (Integers)v); };
   const auto ints = [](const int* from) {
     Offsets v;
     __builtin_memcpy(&v, from, sizeof v);
@@ -282,46 +331,52 @@ INLINE void locate(const Problem& p, const A* locations, Samples<A>& s, int row)
     __builtin_memcpy(padded, locations, 2 * p.K * sizeof(A));
     locations = padded;
   }
+  const Offsets outside = Offsets{} - (int)p.D;
   for (int k = 0; k < p.K; k += W) {
     const Offsets width = ints(p.width + k), height = ints(p.height + k);
     const Vector w = __builtin_convertvector(width, Vector), h = __builtin_convertvector(height, Vector);
     const Vector a = P::load(locations + 2 * k), b = P::load(locations + 2 * k + W);
-    Vector x = Halves<A, W>::even(a, b) * w - (A)0.5, y = Halves<A, W>::odd(a, b) * h - (A)0.5;
-    const Integers inside = (x > (A)-1) & (x < w) & (y > (A)-1) & (y < h);
-    x = only(inside, x);
-    y = only(inside, y);
-    // Floor, since x > -1. Stays below w: x + 1 could only round up to w + 1 where w is a power of two, and there
-    // locations above 1 are so coarse that the sum is exact.
-    const Offsets x0 = __builtin_convertvector(x + (A)1, Offsets) - 1;
-    const Offsets y0 = __builtin_convertvector(y + (A)1, Offsets) - 1;
-    const Vector fx = x - __builtin_convertvector(x0, Vector), fy = y - __builtin_convertvector(y0, Vector);
-    const Integers left = x >= (A)0, right = x < w - (A)1, top = y >= (A)0, bottom = y < h - (A)1;
-    const Vector wx0 = only(inside & left, (A)1 - fx), wx1 = only(inside & right, fx);
-    const Vector wy0 = only(inside & top, (A)1 - fy), wy1 = only(inside & bottom, fy);
-    // Corners outside the map have the offset of their neighbour inside.
-    const Offsets column0 = x0 & __builtin_convertvector(left, Offsets);
-    const Offsets row0 = y0 & __builtin_convertvector(top, Offsets);
-    const Offsets step_right = row & __builtin_convertvector(left & right, Offsets);
-    const Offsets step_down = width * row & __builtin_convertvector(top & bottom, Offsets);
-    const Offsets first = (ints(p.start + k) + row0 * width + column0) * row;
-    const Offsets offset[4] = {first, first + step_right, first + step_down, first + step_down + step_right};
-    for (int c = 0; c < 4; ++c) __builtin_memcpy(s.offset[c] + k, &offset[c], sizeof offset[c]);
+    const B x(Halves<A, W>::even(a, b), width, w), y(Halves<A, W>::odd(a, b), height, h);
+    const Offsets first = (ints(p.start + k) + y.first * width + x.first) * row, down = width * row;
+    const Offsets offset[4] = {first, first + row, first + down, first + down + row};
+    const Offsets on_map[4] = {x.has_first & y.has_first, x.has_second & y.has_first, x.has_first & y.has_second,
+                               x.has_second & y.has_second};
+    for (int c = 0; c < 4; ++c) {
+      const Offsets chosen = on_map[c] ? offset[c] : outside;
+      __builtin_memcpy(s.offset[c] + k, &chosen, sizeof chosen);
+    }
+    const Vector wx0 = x.share_of_first, wx1 = x.share_of_second, wy0 = y.share_of_first, wy1 = y.share_of_second;
     P::store(s.share[0] + k, wx0 * wy0);
     P::store(s.share[1] + k, wx1 * wy0);
     P::store(s.share[2] + k, wx0 * wy1);
     P::store(s.share[3] + k, wx1 * wy1);
     if (GRADIENT) {
-      P::store(s.dx[0] + k, only(left, wy0 * -w));
-      P::store(s.dx[1] + k, only(right, wy0 * w));
-      P::store(s.dx[2] + k, only(left, wy1 * -w));
-      P::store(s.dx[3] + k, only(right, wy1 * w));
-      P::store(s.dy[0] + k, only(top, wx0 * -h));
-      P::store(s.dy[1] + k, only(top, wx1 * -h));
-      P::store(s.dy[2] + k, only(bottom, wx0 * h));
-      P::store(s.dy[3] + k, only(bottom, wx1 * h));
+      P::store(s.dx[0] + k, B::only(x.has_first, wy0 * -w));
+      P::store(s.dx[1] + k, B::only(x.has_second, wy0 * w));
+      P::store(s.dx[2] + k, B::only(x.has_first, wy1 * -w));
+      P::store(s.dx[3] + k, B::only(x.has_second, wy1 * w));
+      P::store(s.dy[0] + k, B::only(y.has_first, wx0 * -h));
+      P::store(s.dy[1] + k, B::only(y.has_first, wx1 * -h));
+      P::store(s.dy[2] + k, B::only(y.has_second, wx0 * h));
+      P::store(s.dy[3] + k, B::only(y.has_second, wx1 * h));
     }
   }
 }
+
+// Where rows are read: at(offset) is a row, or D zeros for an offset below 0. A share of 0 would not do for what lies
+// outside the map: it makes no number of infinity.
+template <typename A>
+struct PackedRows {  // D zeros, and then the rows
+  typedef A Number;
+  const A* rows;
+  INLINE const A* at(int offset) const { return rows + offset; }
+};
+template <typename T>
+struct RowsInPlace {
+  typedef T Number;
+  const T *rows, *zeros;
+  INLINE const T* at(int offset) const { return offset < 0 ? zeros : rows + offset; }
+};
 
 // ------------------------------------------------------------------------------------------- one head of one query
 
@@ -344,14 +399,15 @@ struct Rows {
   static INLINE void add(Vector v, A* to, int d) { P::store(to, d ? P::load(to) + v : v); }
 
   // answer = sum of factor[c][k] * row; rows and answer in any type
-  template <typename X, typename Y>
-  static INLINE void gather(const Problem& p, const X* rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
+  template <typename Table, typename Y>
+  static INLINE void gather(const Problem& p, const Table& rows, const Samples<A>& s, const A (*factor)[MAX_SAMPLES],
                             Y* answer) {
+    typedef typename Table::Number X;
     for (int d = 0; d < p.D; d += STEP) {
       Vector even[VECTORS] = {}, odd[VECTORS] = {};
       for (int k = 0; k < p.K; ++k) {
         for (int c = 0; c < 4; c += 2) {
-          const X *a = rows + s.offset[c][k] + d, *b = rows + s.offset[c + 1][k] + d;
+          const X *a = rows.at(s.offset[c][k]) + d, *b = rows.at(s.offset[c + 1][k]) + d;
           const A fa = factor[c][k], fb = factor[c + 1][k];
           for (int i = 0; i < VECTORS; ++i) even[i] += fa * Pack<X, A, W>::load(a + i * W);
           for (int i = 0; i < VECTORS; ++i) odd[i] += fb * Pack<X, A, W>::load(b + i * W);
@@ -364,14 +420,15 @@ struct Rows {
   // samples[k] = the sampled row, products[n][k] = vectors[n] . samples[k]; there is room for W more products, which are
   // 0. Few instructions read rows, since processors guess from each what it will read next: first a loop over samples,
   // then their products.
-  template <int N, typename X, typename Y>
-  static INLINE void sample_and_multiply(const Problem& p, const X* rows, const Samples<A>& s,
+  template <int N, typename Table, typename Y>
+  static INLINE void sample_and_multiply(const Problem& p, const Table& rows, const Samples<A>& s,
                                          const Y* const (&vectors)[N], A* samples, A* const (&products)[N]) {
+    typedef typename Table::Number X;
     const long width = p.D;  // which compilers would read again after every store
     for (int d = 0; d < width; d += STEP) {
       for (int k = 0; k < p.K; ++k) {
-        const X *c0 = rows + s.offset[0][k] + d, *c1 = rows + s.offset[1][k] + d;
-        const X *c2 = rows + s.offset[2][k] + d, *c3 = rows + s.offset[3][k] + d;
+        const X *c0 = rows.at(s.offset[0][k]) + d, *c1 = rows.at(s.offset[1][k]) + d;
+        const X *c2 = rows.at(s.offset[2][k]) + d, *c3 = rows.at(s.offset[3][k]) + d;
         const A f0 = s.share[0][k], f1 = s.share[1][k], f2 = s.share[2][k], f3 = s.share[3][k];
         for (int i = 0; i < VECTORS; ++i) {
           const Vector v = (f0 * Pack<X, A, W>::load(c0 + i * W) + f1 * Pack<X, A, W>::load(c1 + i * W)) +
@@ -559,9 +616,11 @@ INLINE void convert(const X* from, Y* to, long count) {
   for (long i = 0; i < count; i += 4) Pack<Y, A, 4>::store(to + i, Pack<X, A, 4>::load(from + i));
 }
 
-// A head's rows side by side: its cache lines then spread over the whole cache, which a stride of M * D would not.
+// D zeros, and a head's rows side by side: its cache lines then spread over the whole cache, which a stride of M * D would
+// not.
 template <typename T, typename A>
 void pack(const Problem& p, const T* value, long n, long m, A* rows) {
+  __builtin_memset(rows - p.D, 0, p.D * sizeof(A));
   const T* from = value + (n * p.S * p.M + m) * p.D;
   const long stride = p.M * p.D;
   for (long t = 0; t < p.S; ++t) {
@@ -593,20 +652,32 @@ struct Run {
   // chain of operations, such as a softmax. More of them would need too much of the first-level cache.
   static constexpr int TOGETHER = 2;
 
-  // What one thread needs for itself: packed heads, and the samples of the queries at work.
+  // What one thread needs for itself: packed heads, each behind a row for what lies outside the map, and the samples of
+  // the queries at work.
   struct Scratch {
     A *first, *second, *third, *fourth, *samples;
     Scratch(const Problem& p, A* memory, int heads) {
       A** head[4] = {&first, &second, &third, &fourth};
       for (int i = 0; i < 4; ++i) {
-        *head[i] = memory;
-        memory += i < heads ? p.S * p.D : 0;
+        *head[i] = memory + p.D;
+        memory += i < heads ? (p.S + 1) * p.D : 0;
       }
       samples = memory;
     }
   };
   static long size(const Problem& p, int heads) {
-    return (heads * p.S + TOGETHER * MAX_SAMPLES) * p.D;
+    return (heads * (p.S + 1) + TOGETHER * MAX_SAMPLES) * p.D;
+  }
+
+  // A head's rows where they are, and zeros at the beginning of a thread's memory.
+  static INLINE RowsInPlace<T> in_place(const Problem& p, const T* value, long n, long m, A* memory) {
+    __builtin_memset(memory, 0, p.D * sizeof(A));
+    return {value + (n * p.S * p.M + m) * p.D, (const T*)memory};
+  }
+
+  // No gradients yet, of a packed head and of what lies outside the map.
+  static INLINE void clear(const Problem& p, A* gradients) {
+    __builtin_memset(gradients - p.D, 0, (p.S + 1) * p.D * sizeof(A));
   }
 
   // work(n, m, first, last) for the queries first <= q < last of every head in a range of (n * M + m) * Q + q.
@@ -628,8 +699,8 @@ struct Run {
   }
 
   // A head's rows, `row` numbers apart.
-  template <typename X>
-  static INLINE void plain_head(const Problem& p, long n, long m, long first, long last, const X* rows, int row,
+  template <typename Table>
+  static INLINE void plain_head(const Problem& p, long n, long m, long first, long last, const Table& rows, int row,
                                 const A* locations, const A* weights, T* answer) {
     Samples<A> s[TOGETHER];
     in_groups(p, n, m, first, last, [&](long group, int count) INLINE_LAMBDA {
@@ -651,18 +722,19 @@ struct Run {
     for_each_head(p, begin, end, [&](long n, long m, long first, long last) INLINE_LAMBDA {
       if (worth_packing(p)) {
         pack(p, value, n, m, own.first);
-        plain_head(p, n, m, first, last, own.first, (int)p.D, locations, weights, answer);
+        plain_head(p, n, m, first, last, PackedRows<A>{own.first}, (int)p.D, locations, weights, answer);
       } else {
-        const T* rows = value + (n * p.S * p.M + m) * p.D;
+        const auto rows = in_place(p, value, n, m, memory);
         plain_head(p, n, m, first, last, rows, (int)(p.M * p.D), locations, weights, answer);
       }
     });
   }
 
   // The rows of a head's keys and values, `row` numbers apart.
-  template <typename X>
-  static INLINE void aware_head(const Problem& p, long n, long m, long first, long last, const X* keys, const X* values,
-                                int row, const Scratch& own, const T* query, const A* locations, T* answer) {
+  template <typename Table>
+  static INLINE void aware_head(const Problem& p, long n, long m, long first, long last, const Table& keys,
+                                const Table& values, int row, const Scratch& own, const T* query, const A* locations,
+                                T* answer) {
     const A scale = (A)1 / (A)__builtin_sqrt((double)p.D);
     const long size = p.K * p.D;
     Samples<A> s[TOGETHER];
@@ -681,7 +753,7 @@ struct Run {
       for (int j = 0; j < count; ++j) factor[j] = exponentials<A, W>(p.K, scale, weights[j]);
       for (int j = 0; j < count; ++j) {
         T* to = answer + (group + j * p.M) * p.D;
-        if (keys == values) {
+        if (keys.rows == values.rows) {
           R::combine(p, own.samples + j * size, weights[j], factor[j], to);
         } else {
           for (int k = 0; k < p.K; ++k) weights[j][k] *= factor[j];
@@ -701,10 +773,11 @@ struct Run {
         const A* values = same ? own.first : own.second;
         pack(p, key, n, m, own.first);
         if (!same) pack(p, value, n, m, own.second);
-        aware_head(p, n, m, first, last, own.first, values, (int)p.D, own, query, locations, answer);
+        aware_head(p, n, m, first, last, PackedRows<A>{own.first}, PackedRows<A>{values}, (int)p.D, own, query,
+                   locations, answer);
       } else {
-        const long start = (n * p.S * p.M + m) * p.D;
-        aware_head(p, n, m, first, last, key + start, value + start, (int)(p.M * p.D), own, query, locations, answer);
+        const auto keys = in_place(p, key, n, m, memory), values = in_place(p, value, n, m, memory);
+        aware_head(p, n, m, first, last, keys, values, (int)(p.M * p.D), own, query, locations, answer);
       }
     });
   }
@@ -717,7 +790,7 @@ struct Run {
     for (long head = begin; head < end; ++head) {
       const long n = head / p.M, m = head % p.M;
       pack(p, value, n, m, own.first);
-      __builtin_memset(own.second, 0, p.S * p.D * sizeof(A));
+      clear(p, own.second);
       for (long q = 0; q < p.Q; ++q) {
         const long item = (n * p.Q + q) * p.M + m;
         const A* w = weights + item * p.K;
@@ -750,10 +823,10 @@ struct Run {
     for (long head = begin; head < end; ++head) {
       const long n = head / p.M, m = head % p.M;
       pack(p, key, n, m, keys);
-      __builtin_memset(grad_values, 0, p.S * p.D * sizeof(A));
+      clear(p, grad_values);
       if (!same) {
         pack(p, value, n, m, values);
-        __builtin_memset(grad_keys, 0, p.S * p.D * sizeof(A));
+        clear(p, grad_keys);
       }
       for (long q = 0; q < p.Q; ++q) {
         const long item = (n * p.Q + q) * p.M + m;
@@ -765,10 +838,11 @@ struct Run {
         const T *head_query = query + item * p.D, *head_grad = grad + item * p.D;
         locate<A, W, true>(p, locations + item * p.K * 2, s, (int)p.D);
         if (same) {
-          R::template sample_and_multiply<2>(p, keys, s, {head_query, head_grad}, own.samples, {weights, slope});
+          R::template sample_and_multiply<2>(p, PackedRows<A>{keys}, s, {head_query, head_grad}, own.samples,
+                                             {weights, slope});
         } else {
-          R::template sample_and_multiply<1>(p, values, s, {head_grad}, own.samples, {slope});
-          R::template sample_and_multiply<1>(p, keys, s, {head_query}, own.samples, {weights});
+          R::template sample_and_multiply<1>(p, PackedRows<A>{values}, s, {head_grad}, own.samples, {slope});
+          R::template sample_and_multiply<1>(p, PackedRows<A>{keys}, s, {head_query}, own.samples, {weights});
         }
         softmax_gradient<A, W>(p.K, scale, weights, slope);
         R::combine(p, own.samples, slope, (A)1, grad_query + item * p.D);

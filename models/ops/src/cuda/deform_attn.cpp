@@ -29,9 +29,10 @@ namespace {
   }                                                                                       \
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 
-Problem checked(const at::Tensor& value, at::IntArrayRef shapes, const at::Tensor& locations) {
+Problem checked(const at::Tensor& value, at::IntArrayRef shapes, const at::Tensor& locations,
+                std::initializer_list<at::Tensor> others) {
   TORCH_CHECK(value.size(3) <= cuda::MAX_WIDTH, "heads are at most ", cuda::MAX_WIDTH, " wide, not ", value.size(3));
-  return describe(value, shapes, locations);
+  return describe(value, shapes, locations, others);
 }
 
 // Atomic additions come in any order; whoever wants the same bits every time gets the slow kernel.
@@ -44,7 +45,7 @@ float* pointer_unless(bool condition, const at::Tensor& tensor) { return conditi
 at::Tensor plain(const at::Tensor& value_, at::IntArrayRef shapes, const at::Tensor& locations_,
                  const at::Tensor& weights_) {
   const auto value = value_.contiguous(), locations = as(locations_, at::kFloat), weights = as(weights_, at::kFloat);
-  const Problem p = checked(value, shapes, locations);
+  const Problem p = checked(value, shapes, locations, {weights});
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   if (answer.numel() == 0) return answer;
   ON_DEVICE(value, {
@@ -59,7 +60,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> plain_backward(const at::Tensor& 
                                                               const at::Tensor& weights_) {
   const auto value = value_.contiguous(), grad = as(grad_, value.scalar_type());
   const auto locations = as(locations_, at::kFloat), weights = as(weights_, at::kFloat);
-  const Problem p = checked(value, shapes, locations);
+  const Problem p = checked(value, shapes, locations, {grad, weights});
   auto grad_value = zeros(value), grad_locations = at::empty_like(locations), grad_weights = at::empty_like(weights);
   if (grad.numel() > 0) {
     const bool ordered = in_order();
@@ -80,7 +81,7 @@ at::Tensor aware(const at::Tensor& query_, const std::optional<at::Tensor>& key_
                  at::IntArrayRef shapes, const at::Tensor& locations_) {
   const auto value = value_.contiguous(), key = key_ ? as(*key_, value.scalar_type()) : value;
   const auto query = as(query_, value.scalar_type()), locations = as(locations_, at::kFloat);
-  const Problem p = checked(value, shapes, locations);
+  const Problem p = checked(value, shapes, locations, {query, key});
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   if (answer.numel() == 0) return answer;
   ON_DEVICE(value, {
@@ -97,7 +98,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aware_backward(
   const auto value = value_.contiguous(), key = key_ ? apart(*key_, value) : value;
   const auto query = as(query_, value.scalar_type()), grad = as(grad_, value.scalar_type());
   const auto locations = as(locations_, at::kFloat);
-  const Problem p = checked(value, shapes, locations);
+  const Problem p = checked(value, shapes, locations, {grad, query, key});
   const bool ordered = in_order();
   auto grad_value = zeros(value), grad_key = key_ ? zeros(value) : grad_value;
   auto grad_query = at::empty_like(query), grad_locations = at::empty_like(locations);

@@ -83,34 +83,50 @@ __device__ __forceinline__ float largest_of_group(float x, int lanes) {
 
 // Where a sample lies. Corners x, y, z, w: upper left, upper right, lower left, lower right.
 struct Corners {
-  int4 offset;   // of a corner's row, in numbers from the head's first row; a valid one outside the map too
+  int4 offset;   // of a corner's row, in numbers from the head's first row; -1 outside the map
   float4 share;  // of the corner in the sample; 0 outside the map
 };
 struct Slopes {
   float4 dx, dy;  // derivatives of the shares by the location
 };
 
-// A location that is not a number, or far away, is outside like any other.
+// Along one side of a map: the pixels first and first + 1 that a place lies between, whether they are on the map, and how
+// far it is from the first. A place that is not a number, or far away, is outside like any other.
+struct Between {
+  int first;
+  float has_first, has_second, rest;
+
+  __device__ __forceinline__ Between(float place, int size) {
+    const float x = fmaf(place, size, -0.5f);
+    float whole = x >= -1.f && x <= size ? floorf(x) : -2.f;
+    rest = fmaf(place, size, -(whole + 0.5f));  // rounded once, so that its sign is the true one
+    if (rest < 0.f) {                           // x was rounded up to a whole number
+      whole -= 1.f;
+      rest += 1.f;
+    }
+    first = static_cast<int>(whole);
+    has_first = first >= 0 && first < size ? 1.f : 0.f;
+    has_second = first >= -1 && first < size - 1 ? 1.f : 0.f;
+    if (has_first + has_second == 0.f) rest = 0.f;  // it may be infinite, or no number
+  }
+};
+
 template <bool SLOPES>
 __device__ __forceinline__ void locate(const Problem& p, int k, float2 location, Corners& corners, Slopes* slopes) {
   const int width = p.width[k], height = p.height[k], row = static_cast<int>(p.M * p.D);
-  float x = location.x * width - 0.5f, y = location.y * height - 0.5f;
-  const bool inside = x > -1.f && x < width && y > -1.f && y < height;
-  x = inside ? x : 0.f;
-  y = inside ? y : 0.f;
-  const int x0 = static_cast<int>(floorf(x)), y0 = static_cast<int>(floorf(y));
-  const float fx = x - x0, fy = y - y0;
-  const float left = inside && x0 >= 0 ? 1.f : 0.f, right = inside && x0 + 1 < width ? 1.f : 0.f;
-  const float top = y0 >= 0 ? 1.f : 0.f, bottom = y0 + 1 < height ? 1.f : 0.f;
-  const float wx0 = left * (1.f - fx), wx1 = right * fx, wy0 = top * (1.f - fy), wy1 = bottom * fy;
-  const int column0 = max(x0, 0), column1 = min(x0 + 1, width - 1);
-  const int above = p.start[k] + max(y0, 0) * width, below = p.start[k] + min(y0 + 1, height - 1) * width;
-  corners.offset = make_int4((above + column0) * row, (above + column1) * row, (below + column0) * row,
-                             (below + column1) * row);
+  const Between x(location.x, width), y(location.y, height);
+  const float wx0 = x.has_first * (1.f - x.rest), wx1 = x.has_second * x.rest;
+  const float wy0 = y.has_first * (1.f - y.rest), wy1 = y.has_second * y.rest;
+  const bool left = x.has_first > 0.f, right = x.has_second > 0.f, top = y.has_first > 0.f, bottom = y.has_second > 0.f;
+  const int above = p.start[k] + y.first * width + x.first, below = above + width;
+  corners.offset = make_int4(left && top ? above * row : -1, right && top ? (above + 1) * row : -1,
+                             left && bottom ? below * row : -1, right && bottom ? (below + 1) * row : -1);
   corners.share = make_float4(wx0 * wy0, wx1 * wy0, wx0 * wy1, wx1 * wy1);
   if (SLOPES) {
-    slopes->dx = make_float4(-left * wy0 * width, right * wy0 * width, -left * wy1 * width, right * wy1 * width);
-    slopes->dy = make_float4(-top * wx0 * height, -top * wx1 * height, bottom * wx0 * height, bottom * wx1 * height);
+    slopes->dx = make_float4(-x.has_first * wy0 * width, x.has_second * wy0 * width, -x.has_first * wy1 * width,
+                             x.has_second * wy1 * width);
+    slopes->dy = make_float4(-y.has_first * wx0 * height, -y.has_first * wx1 * height, y.has_second * wx0 * height,
+                             y.has_second * wx1 * height);
   }
 }
 
@@ -147,16 +163,17 @@ __device__ __forceinline__ void locate_all(const Problem& p, int groups, const f
   __syncthreads();
 }
 
-// One sample: the corners' rows weighed by their shares. Also the rows themselves, for gradients.
+// One sample: the corners' rows weighed by their shares. Also the rows themselves, for gradients. A row outside the map is
+// zero; a share of 0 would not do, since it makes no number of infinity.
 template <typename T, int WIDTH>
 struct Rows {
-  float a[WIDTH], b[WIDTH], c[WIDTH], d[WIDTH];
+  float a[WIDTH] = {}, b[WIDTH] = {}, c[WIDTH] = {}, d[WIDTH] = {};
 
   __device__ __forceinline__ Rows(const T* __restrict__ from, const int4& offset) {
-    load<T, WIDTH>(from + offset.x, a);
-    load<T, WIDTH>(from + offset.y, b);
-    load<T, WIDTH>(from + offset.z, c);
-    load<T, WIDTH>(from + offset.w, d);
+    if (offset.x >= 0) load<T, WIDTH>(from + offset.x, a);
+    if (offset.y >= 0) load<T, WIDTH>(from + offset.y, b);
+    if (offset.z >= 0) load<T, WIDTH>(from + offset.z, c);
+    if (offset.w >= 0) load<T, WIDTH>(from + offset.w, d);
   }
   __device__ __forceinline__ void sample(const float4& share, float (&to)[WIDTH]) const {
 #pragma unroll
@@ -386,10 +403,10 @@ __global__ void scatter_in_order_kernel(const Problem p, const T* __restrict__ r
       Corners corners;
       locate<false>(p, k, reinterpret_cast<const float2*>(locations)[item * p.K + k], corners, nullptr);
       const float y = factors[item * p.K + k] * x;
-      base[corners.offset.x] += corners.share.x * y;
-      base[corners.offset.y] += corners.share.y * y;
-      base[corners.offset.z] += corners.share.z * y;
-      base[corners.offset.w] += corners.share.w * y;
+      if (corners.offset.x >= 0) base[corners.offset.x] += corners.share.x * y;
+      if (corners.offset.y >= 0) base[corners.offset.y] += corners.share.y * y;
+      if (corners.offset.z >= 0) base[corners.offset.z] += corners.share.z * y;
+      if (corners.offset.w >= 0) base[corners.offset.w] += corners.share.w * y;
     }
   }
 }
