@@ -9,6 +9,7 @@ from torch import nn
 
 from models import build_criterion, build_detector, build_postprocessor
 from models.backbones.resnet import ResNet
+from models.ops import available_backends
 from models.structures import Detections, DetectorOutput, Pyramid, QueryGroup
 from models.weights import load_pretrained_backbone
 from tests.golden import objects, picture
@@ -53,6 +54,28 @@ def test_every_config_takes_a_step(path):
     for result in results:
         assert len(result["scores"]) == len(result["labels"]) == len(result["boxes"]) > 0
         assert result["scores"].diff().le(0).all()
+
+
+@pytest.mark.skipif("cpu" not in available_backends(), reason="the extension is not built (make ops)")
+@pytest.mark.parametrize("stem", ["DINO/dino_4scale_r50", "lite_detr/lite_dino_r50_h3l1_2p1x3_kda"])
+def test_a_fresh_model_starts_alike_with_every_backend(stem):
+    """Fresh models sample at whole pixels, give or take a rounding."""
+    cfg = shrunk(ROOT / f"config/{stem}.py")
+    images, targets = pictures((256, 320), (224, 288)), objects(2, 5)
+
+    def first_step() -> tuple[float, float]:
+        torch.manual_seed(0)
+        detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+        total = sum(criterion(detector(images, targets), targets)[0].values())
+        total.backward()
+        norms = [parameter.grad.norm() for parameter in detector.parameters() if parameter.grad is not None]
+        return total.item(), torch.stack(norms).norm().item()
+
+    loss, norm = first_step()
+    with in_plain_pytorch():
+        expected_loss, expected_norm = first_step()
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert norm == pytest.approx(expected_norm, rel=1e-4)
 
 
 @pytest.mark.parametrize("path", [LITE, ROOT / "config/deformable_detr/deformable_detr_r50_two_stage.py"])
