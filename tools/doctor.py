@@ -66,7 +66,7 @@ def extension():
     import torch
 
     from models.ops import available_backends
-    from models.ops.ms_deform_attn import has_compiled_kernels, load_extension
+    from models.ops.ms_deform_attn import cuda_architectures, has_compiled_kernels, load_extension
 
     reason = load_extension()
     remedy = "make ops; plain PyTorch is used until then, which is slow" if reason == "not built" else "make clean ops"
@@ -76,7 +76,8 @@ def extension():
     print(f"{'ok     ' if gpus else 'without'}  {'GPU':<16} {', '.join(gpus) or 'none that PyTorch can use'}")
     if gpus:
         remedy = "install nvcc of CUDA " + str(torch.version.cuda) + "; then: make clean ops"
-        say(has_compiled_kernels("CUDA"), "CUDA kernels", "registered" if not reason else "none", remedy)
+        built = f"for compute capability {cuda_architectures()}" if has_compiled_kernels("CUDA") else "none"
+        say("cuda" in available_backends(), "CUDA kernels", built, remedy)
     print(f"backends, fastest first: {', '.join(available_backends())}")
 
 
