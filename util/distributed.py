@@ -26,12 +26,14 @@ def init_processes(device: str):
 
 
 def leave_processes():
-    """Ends what `init_processes` began.
+    """Ends what `init_processes` began, once all processes are here.
 
-    Where nothing failed, call `barrier` first: gloo's threads may still hold tensors of the last exchange, and a group
-    that is destroyed meanwhile can wait for them for ever while they wait for Python.
+    A process in which something failed leaves without it: it would wait for others, which wait for it in an exchange
+    and hear of it by its end. And gloo's threads may still hold tensors of the last exchange; a group that is destroyed
+    meanwhile can wait for them for ever while they wait for Python.
     """
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
