@@ -173,7 +173,7 @@ def test_an_interrupt_where_nothing_is_to_be_saved(base, whole, tmp_path, fault,
 
 
 def test_loaders_of_a_training_that_is_killed(base, tmp_path):
-    training = run("training_waits", base, tmp_path).until("here it waits")
+    training = run("loading_waits", base, tmp_path).until("here it waits")
     training.process.kill()  # the training alone
     assert training.ends() == -signal.SIGKILL
 

@@ -15,6 +15,7 @@ import time
 
 import main as program
 import util.ending
+from datasets.coco import DetectionDataset
 from util.stepper import Stepper
 
 TAKE = Stepper.take
@@ -46,6 +47,11 @@ def training_fails():
 def training_waits():
     """A step that never ends."""
     Stepper.take = wait
+
+
+def loading_waits():
+    """An image that a worker never has read."""
+    DetectionDataset.__getitem__ = wait
 
 
 def one_process_fails():
