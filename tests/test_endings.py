@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from datasets.loader import build_dataset, build_loader
 from tests.harness.forked import prepare
 from tests.harness.kill import equal, journal
 from util.checkpoint import read_checkpoint
 from util.config import load_config
+from util.distributed import agree_on_start
 from util.ending import EXIT_INTERRUPTED
 from util.preemption import EXIT_PREEMPTED, SAME_SECONDS
 
@@ -221,6 +223,27 @@ def test_an_error_in_one_of_two_processes_ends_both_and_torchrun_starts_them_aga
     assert "checkpoint.pth: going on after 0 epochs and 2 batches" in said
     assert "epoch 0 6/6" in said
     assert HURRIED not in training.said
+
+
+def test_a_start_is_not_mistaken_for_an_earlier_one():
+    """Whichever process comes late, and although the store remembers."""
+    store, names = dist.HashStore(), []
+    for late in (None, 0, 1, 2):
+        found = {}
+
+        def start(number, late=late, found=found):
+            time.sleep(0.1 * (number == late))
+            found[number] = agree_on_start(store, number, 3)
+
+        threads = [threading.Thread(target=start, args=(number,), daemon=True) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        assert len(found) == 3
+        assert len(set(found.values())) == 1
+        names.append(found[0])
+    assert len(set(names)) == 4
 
 
 def test_an_error_in_one_of_two_processes_without_a_restart(base, tmp_path):
