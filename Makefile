@@ -18,7 +18,7 @@ $(STAMP): requirements.txt | $(BIN)/python
 	touch $@
 
 $(TESTING): requirements.txt requirements-extra.txt | $(BIN)/python
-	$(PIP) -r requirements.txt onnx onnxscript onnxruntime
+	$(PIP) -r requirements.txt onnx onnxscript onnxruntime tensorboard
 	touch $(STAMP) $@
 
 quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on generated pictures, evaluate it, show what it found

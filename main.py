@@ -3,9 +3,10 @@
 import sys
 
 from util.arguments import parse_arguments
+from util.ending import Ending
 
-if __name__ == "__main__":
-    ARGUMENTS = parse_arguments()  # before the imports below: --help need not wait for PyTorch
+if __name__ == "__main__":  # before the imports below: neither --help nor Ctrl-C need wait for PyTorch
+    ENDING, ARGUMENTS = Ending(), parse_arguments()
 
 import json
 import logging
@@ -31,7 +32,6 @@ from util.checkpoint import CheckpointError, averaged_weights, load_strictly, sa
 from util.config import ConfigError, dump_config, find_value
 from util.determinism import be_deterministic, determinism_advice
 from util.distributed import (
-    barrier,
     broadcast_buffers,
     init_processes,
     is_main,
@@ -46,13 +46,14 @@ from util.memory import keep_freed_memory
 from util.optim import build_optimizer, build_schedule, moving_average
 from util.options import TrainingOptions, configured, output_folder
 from util.precision import Precision
-from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest, ignore_requests
+from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest
 from util.registry import call
 from util.rehearsal import OBJECTS, largest_sizes, memory_advice, noise_batch, rehearse, training_step
 from util.state import TrainingState, random_state_kept
 from util.stepper import TrainingDivergedError
 from util.store import NEWEST, CheckpointStore
 from util.summary import describe_data, describe_device, describe_model, describe_schedule, table
+from util.trackers import close_trackers
 from util.visualize import plot_curves
 
 log = logging.getLogger("main")
@@ -162,6 +163,7 @@ class Run:
                 if state.pending is None:
                     self.train_epoch(model, loader, state)
                 self.conclude_epoch(state, val_set, val_loader)
+        close_trackers(self.journal.trackers)
         self.draw_curves()
         return state
 
@@ -406,29 +408,24 @@ def main(args: Namespace) -> int:
     setup_logging(None)
     if args.deterministic:
         be_deterministic()
+    status = 0
     try:
         work(args)
-        barrier()
     except (BrokenPictureError, ConfigError, CheckpointError, TrainingDivergedError) as error:
         log.error("%s", error)
         return 2
     except PreemptedError as request:
         log.warning("%s; the same command goes on from there", request)
-        barrier()
-        return EXIT_PREEMPTED
+        status = EXIT_PREEMPTED
     except RuntimeError as error:
         advice = memory_advice(error) or determinism_advice(error)
         if advice is None:
             raise
         log.error("%s", advice)
         return 2
-    finally:
-        leave_processes()
-    return 0
+    leave_processes()
+    return status
 
 
 if __name__ == "__main__":
-    STATUS = main(ARGUMENTS)
-    if STATUS == EXIT_PREEMPTED:
-        ignore_requests()  # whoever sees another process leave may ask this one to, and its status must not change
-    sys.exit(STATUS)
+    ENDING.run(main, ARGUMENTS)

@@ -18,6 +18,7 @@ from datasets.transforms import EvalTransform, TrainTransform
 from util.batch import ImageBatch
 from util.config import ConfigDict, ConfigError, where_of
 from util.distributed import barrier, is_main, rank, world_size
+from util.ending import end_with_parent, kill_workers_at_exit
 from util.preemption import ignore_requests
 from util.registry import call
 
@@ -160,6 +161,8 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
             )
     else:
         sampler = EvalSampler(len(dataset), rank(), world_size())
+    if workers:
+        kill_workers_at_exit()
     return BoundedLoader(
         dataset,
         batch_size=batch_size,
@@ -182,7 +185,9 @@ def _prepare_worker(worker: int):
     """Workers decode one picture each; threads inside them would only get in each other's way.
 
     What they inherit is kept from the garbage collector: it writes into every object, and so would copy all of them.
+    A signal to all processes is answered by the training, which needs their images until its step is done.
     """
+    ignore_requests()
+    end_with_parent()
     torch.set_num_threads(1)
     gc.freeze()
-    ignore_requests()

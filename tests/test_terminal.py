@@ -19,6 +19,7 @@ from util.arguments import parse_arguments
 from util.logger import Journal
 from util.progress import Meter, Progress, duration, main_losses, peak_memory
 from util.summary import describe_names
+from util.trackers import close_trackers
 
 ROOT = Path(__file__).parent.parent
 
@@ -242,6 +243,9 @@ class StubRun:
     def log(self, numbers, step):
         self.logged.append((step, numbers))
 
+    def finish(self):
+        self.logged.append("finished")
+
 
 @pytest.fixture
 def wandb(monkeypatch):
@@ -297,6 +301,17 @@ def test_a_tracker_that_is_not_there_or_breaks_is_said_once(wandb, tmp_path, cap
     monkeypatch.setitem(sys.modules, "wandb", None)
     Journal(tmp_path).track("cells", {})
     assert caplog.text.count("pip install wandb") == 1
+
+
+def test_trackers_are_closed_when_a_training_is_through(wandb, tmp_path, caplog):
+    journal = Journal(tmp_path)
+    journal.track("cells", {})
+    journal.write({"epoch": 0, "loss": 1.0})
+    close_trackers(journal.trackers)
+    assert wandb.runs[0].logged == [(0, {"loss": 1.0}), "finished"]
+    wandb.runs[0].finish = lambda: 1 / 0
+    close_trackers(journal.trackers)
+    assert "WeightsAndBiases may lack the last numbers: division by zero" in caplog.text
 
 
 def test_only_the_main_process_tracks(wandb, tmp_path, monkeypatch):

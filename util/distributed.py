@@ -1,11 +1,17 @@
 """Several processes as one: set-up from the environment, and the few exchanges that training needs."""
 
+import json
 import os
+import time
+import uuid
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for another one."""
 
 
 def init_processes(device: str):
@@ -22,16 +28,54 @@ def init_processes(device: str):
         return
     if device == "cuda":
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    backend = "nccl" if device == "cuda" else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        return
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
+    store = dist.PrefixStore(agree_on_start(store, number, count), store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+
+
+def agree_on_start(store: dist.Store, number: int, count: int) -> str:
+    """A name for this start of the processes, the same in all of them and never used before.
+
+    torchrun's store outlives the processes that it starts again (--max_restarts). One that comes sooner than another
+    would read there what that one's predecessor wrote, and connect to an address where nobody is:
+    https://github.com/pytorch/pytorch/issues/135712. How often they were started does not serve as a name: torchruns on
+    several machines count differently. So the main process names the start, and what the others greeted it with, by
+    which they know that it is not of the past; and it waits until they have answered with that name.
+
+    Raises:
+        TimeoutError: another process did not come.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    store.set(f"hello{number}", own)
+    others = range(1, count)
+    while time.monotonic() < end:
+        if number == 0:
+            store.set("start", json.dumps({"name": own, "hellos": [store.get(f"hello{i}").decode() for i in others]}))
+            if all(store.check([f"answer{i}"]) and store.get(f"answer{i}").decode() == own for i in others):
+                return own
+        else:
+            start = json.loads(store.get("start"))
+            if own in start["hellos"]:
+                store.set(f"answer{number}", start["name"])
+                return start["name"]
+        time.sleep(0.02)
+    raise TimeoutError(f"process {number} of {count}: the others did not come within {TIMEOUT}")
 
 
 def leave_processes():
-    """Ends what `init_processes` began.
+    """Ends what `init_processes` began, once all processes are here.
 
-    Where nothing failed, call `barrier` first: gloo's threads may still hold tensors of the last exchange, and a group
-    that is destroyed meanwhile can wait for them for ever while they wait for Python.
+    A process in which something failed leaves without it: it would wait for others, which wait for it in an exchange
+    and hear of it by its end. And gloo's threads may still hold tensors of the last exchange; a group that is destroyed
+    meanwhile can wait for them for ever while they wait for Python.
     """
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -1,16 +1,18 @@
 """A training in small: shows within a minute or so that a set-up works, before a cluster is booked for it."""
 
 import logging
+import math
 import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from util.distributed import barrier, gather, is_main, world_size
+from util.distributed import barrier, is_main, world_size
 from util.options import TrainingOptions
-from util.preemption import PreemptedError, StopRequest
+from util.preemption import PreemptedError
 from util.progress import duration, peak_memory
 from util.store import NEWEST
 
@@ -22,20 +24,21 @@ EVALUATED = 4
 """Pictures that each process evaluates."""
 
 
-class StopAfter(StopRequest):
-    """Asks to stop after so many batches, beside what a signal asks."""
+class StopAfter:
+    """Asks to stop after so many batches, in a StopRequest's place. Listens for no signal: there is nothing to save."""
 
-    def __init__(self, batches: int):
-        super().__init__()
+    def __init__(self, batches: float):
         self.left = batches
 
     def __call__(self) -> bool:
         self.left -= 1
-        return self.left <= 0 or self.asked()
+        return self.left <= 0
 
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return super().__call__()
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 def shortened(options: TrainingOptions) -> TrainingOptions:
@@ -65,17 +68,13 @@ def dry_run(args: Namespace, folder: Path, begin: Callable[[Namespace], object])
     try:
         stopped = begin(args)
         stopped.stop = StopAfter(STEPS * stopped.options.accumulate)
-        try:
+        with suppress(PreemptedError):
             stopped.train()
-        except PreemptedError:
-            if any(gather(stopped.stop.asked())):
-                raise
         del stopped
         doing = "going on from a checkpoint and evaluating"
         run = begin(args)
+        run.stop = StopAfter(math.inf)
         state = run.train()
-    except PreemptedError:
-        raise
     except Exception:
         log.error("dry run: FAILED while %s, after %s; why:", doing, duration(time.perf_counter() - start))
         raise

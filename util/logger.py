@@ -11,9 +11,20 @@ from util.trackers import open_trackers
 log = logging.getLogger(__name__)
 
 
+class TerminalHandler(logging.StreamHandler):
+    """Goes on at standard error when nobody reads its stream any more: Ctrl-C ends the `tee` of `main.py | tee` too."""
+
+    def handleError(self, record: logging.LogRecord):  # noqa: N802 (logging calls it)
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+        elif self.stream is not sys.stderr:
+            self.stream = sys.stderr
+            self.emit(record)
+
+
 def setup_logging(output_dir: Path | None):
     """Messages of the main process go to the terminal and to info.txt; other processes say warnings only."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [TerminalHandler(sys.stdout)]
     if output_dir is not None and is_main():
         handlers.append(logging.FileHandler(output_dir / "info.txt"))
     level = logging.INFO if is_main() else logging.WARNING

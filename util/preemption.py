@@ -1,4 +1,7 @@
-"""A training that is asked to make room: it finishes its step, saves, and leaves with a status that says so."""
+"""A training that is asked to make room: it finishes its step, saves, and leaves with a status that says so.
+
+Imports nothing heavy: main.py listens before it imports PyTorch.
+"""
 
 import logging
 import os
@@ -6,12 +9,14 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
 EXIT_PREEMPTED = 75
 """Exit status of a training that was asked to stop and can go on from its checkpoint: EX_TEMPFAIL of sysexits.h."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Of launchers, of clusters, and Ctrl-C at a terminal."""
 SAME_SECONDS = 1.0
 """Signals that come within this time are one request: a launcher and its cluster often both send one."""
 
@@ -20,28 +25,25 @@ class PreemptedError(Exception):
     """Training was asked to stop. All processes raise it together."""
 
 
-class StopRequest:
-    """Listens for SIGTERM and SIGUSR1 while it is entered; called, it says whether one has come to this process.
+class Listener:
+    """Calls a function with the number of every signal of some kinds that comes while it is entered.
 
-    A second signal ends the process at once, also while the main thread waits for another process or a GPU: a thread of
-    its own hears the signals.
+    It is called in a thread of its own: also while the main thread waits for another process or a GPU. Of two that are
+    entered, the inner one hears.
     """
 
-    def __init__(self):
-        self._since = None
+    def __init__(self, numbers: tuple[int, ...], heard: Callable[[int], object]):
+        self.numbers, self.heard = numbers, heard
 
-    def __call__(self) -> bool:
-        return self._since is not None
-
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "Listener":
         if threading.current_thread() is not threading.main_thread():
             return self  # Python lets no other thread listen
-        self._heard, self._sending = socket.socketpair()
+        receiving, self._sending = socket.socketpair()
         self._sending.setblocking(False)
         # Python writes the signal's number there as it comes, whatever the main thread is doing.
         self._wakeup = signal.set_wakeup_fd(self._sending.fileno(), warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        threading.Thread(target=self._listen, args=(self._heard,), daemon=True).start()
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in self.numbers}
+        threading.Thread(target=self._listen, args=(receiving,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -50,21 +52,46 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
-        self._sending.close()  # ends the thread
+        self._sending.shutdown(socket.SHUT_RDWR)  # ends the thread; loading processes hold the socket open
+        self._sending.close()
 
-    def _listen(self, heard: socket.socket):
-        with heard:
-            while byte := heard.recv(1):
-                if byte[0] not in SIGNALS:
-                    continue
-                if self._since is None:
-                    self._since = time.monotonic()
-                    log.warning("%s: finishing the step; a second one ends at once", signal.Signals(byte[0]).name)
-                elif time.monotonic() - self._since > SAME_SECONDS:
-                    os._exit(128 + byte[0])
+    def _listen(self, receiving: socket.socket):
+        with receiving:
+            while byte := receiving.recv(1):
+                if byte[0] in self.numbers:
+                    self.heard(byte[0])
+
+
+class StopRequest:
+    """Listens for SIGNALS while it is entered; called, it says whether one has come to this process.
+
+    A second signal ends the process at once.
+    """
+
+    def __init__(self):
+        self._since = None
+        self._listener = Listener(SIGNALS, self._hear)
+
+    def __call__(self) -> bool:
+        return self._since is not None
+
+    def __enter__(self) -> "StopRequest":
+        self._listener.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.__exit__()
+
+    def _hear(self, number: int):
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning("%s: finishing the step; a second one ends at once", signal.Signals(number).name)
+        elif time.monotonic() - self._since > SAME_SECONDS:
+            os._exit(128 + number)
 
 
 def ignore_requests():
     """In a process that only loads data, where the training has to answer, or that is leaving already."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # of a process that was forked, it is the training's

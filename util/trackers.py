@@ -20,6 +20,10 @@ class TensorBoard:
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
+    def close(self):
+        """Ends the thread that writes."""
+        self.writer.close()
+
 
 class WeightsAndBiases:
     """A run at wandb.ai, or on the disk where WANDB_MODE=offline says so. A training that goes on continues its run."""
@@ -37,6 +41,10 @@ class WeightsAndBiases:
     def write(self, numbers: dict[str, float], epoch: int):
         """Takes the numbers of an epoch."""
         self.run.log(numbers, step=epoch)
+
+    def close(self):
+        """Waits until everything is sent."""
+        self.run.finish()
 
 
 def open_trackers(folder: Path, wandb: str | None, config: dict) -> list[TensorBoard | WeightsAndBiases]:
@@ -61,3 +69,12 @@ def open_trackers(folder: Path, wandb: str | None, config: dict) -> list[TensorB
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             log.warning("nothing goes to Weights & Biases: %s. `wandb login`, or WANDB_MODE=offline", reason)
     return found
+
+
+def close_trackers(trackers: list[TensorBoard | WeightsAndBiases]):
+    """Ends trackers of a training that is through: at its end a process waits for them no longer than for others."""
+    for tracker in trackers:
+        try:
+            tracker.close()
+        except Exception as error:  # the training is done, whatever a tracker stumbles over
+            log.warning("%s may lack the last numbers: %s", type(tracker).__name__, error or type(error).__name__)
