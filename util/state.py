@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
 """Of a schedule of PyTorch: what changes as it is stepped."""
+RATES = ("initial_lr", "max_lr", "min_lr")
+"""Of a group of an optimiser: what a schedule of PyTorch reckons from."""
 
 
 class TrainingState:
@@ -102,6 +104,7 @@ class TrainingState:
         Raises:
             CheckpointError: the checkpoint was made with another optimiser or another set of trainable weights.
         """
+        own = [{name: group[name] for name in RATES if name in group} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
@@ -109,6 +112,11 @@ class TrainingState:
             raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
         # How long the schedule is, is this config's to say; where in it we are, the checkpoint's.
         where = {name: content["schedule"][name] for name in WHERE if name in content["schedule"]}
+        if ("total_steps" in content["schedule"]) != hasattr(self.schedule, "total_steps"):
+            # To or from a one-cycle: what a schedule starts from means something else there.
+            where.pop("base_lrs", None)
+            for group, rates in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(rates)
         self.schedule.load_state_dict({**self.schedule.state_dict(), **where})
         self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:

@@ -15,7 +15,7 @@ class FileServer(BaseHTTPRequestHandler):
         self.folder = folder
         super().__init__(*args)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         asked = self.folder / "requests.txt"
         before = asked.read_text() if asked.is_file() else ""
         asked.write_text(f"{before}{self.path}\n")
