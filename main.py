@@ -13,6 +13,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from util.distributed import (
     leave_processes,
     local_rank,
     rank,
+    together,
     world_size,
 )
 from util.dry_run import dry_run, pictures_of, shortened
@@ -89,7 +91,8 @@ class Run:
 
     def dataset(self, split: str) -> DetectionDataset:
         """A split of the data. The first one says how many classes there are."""
-        dataset = build_dataset(self.cfg, split, self.args.seed, self.args.cache_mode)
+        build = partial(build_dataset, self.cfg, split, self.args.seed, self.args.cache_mode)
+        dataset = together(build, ConfigError, "All machines have to see the same data")
         found = dataset.annotations
         self.pictures[split] = len(found)
         for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):
@@ -260,6 +263,7 @@ class Run:
         place = {
             "pictures": len(loader.dataset),
             "batch_size": loader.batch_size,
+            "accumulate": self.options.accumulate,
             "processes": world_size(),
             "seed": self.args.seed,
             "steps_per_epoch": steps,
@@ -316,7 +320,7 @@ class Run:
             prefix = "test_" if name == "regular" else f"{name}_test_"
             numbers = self.evaluate(model, dataset, loader, name, pictures, self.journal.best(prefix))
             entry |= {f"{prefix}{key}": value for key, value in numbers.items()}
-            if numbers["AP"] > state.best.get(name, -1.0):
+            if numbers["AP"] > state.best.get(name, -math.inf):  # -1, where nothing is to be found, comes first too
                 state.best[name] = numbers["AP"]
                 content = {"model": model.state_dict(), "epoch": state.epoch, "AP": numbers["AP"], **state.facts}
                 save_checkpoint(content, self.output_dir / f"checkpoint_best_{name}.pth")

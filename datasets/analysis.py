@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from datasets.annotations import Annotations
-from datasets.coco_eval import NUMBERS, as_coco, truth_as_coco
+from datasets.coco_eval import NUMBERS, coco_pair
 from datasets.tide import ErrorCost, Matches, TideErrors, find_errors
 
 SIZES = ("small", "medium", "large")
@@ -148,15 +148,7 @@ def analyse(annotations: Annotations, detections: np.ndarray, score: float = 0.3
 def run_coco_eval(annotations: Annotations, detections: np.ndarray) -> COCOeval:
     """pycocotools' evaluation, with all that it found out on the way."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = COCO(), COCO()
-        truth.dataset = truth_as_coco(annotations)
-        truth.createIndex()
-        if len(detections):
-            found = truth.loadRes(as_coco(detections))
-        else:  # pycocotools cannot load none
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        run = COCOeval(truth, found, "bbox")
+        run = COCOeval(*coco_pair(COCO, annotations, detections), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()

@@ -39,8 +39,7 @@ class Evaluation:
         lines.append(_row("now", [f"{value:6.3f}" for value in self.numbers.values()]))
         if best is not None:
             lines.append(_row("best", [f"{best[name]:6.3f}" for name in NUMBERS]))
-            changes = [value - best[name] for name, value in self.numbers.items()]
-            lines.append(_row("change", [f"{change:+6.3f}" if change else f"{'=':>6}" for change in changes]))
+            lines.append(_row("change", [_change(best[name], value) for name, value in self.numbers.items()]))
         width = max(len(name) for name in self.classes)
         lines += [f"{'class':<{width}}     AP   AP50"]
         lines += [f"{name:<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in self.classes.items()]
@@ -83,26 +82,31 @@ class CocoEvaluator:
     def _score(self, detections: np.ndarray) -> Evaluation:
         COCO, COCOeval = coco_api()
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO()
-            truth.dataset = truth_as_coco(self.annotations)
-            truth.createIndex()
-            names = dict(self.annotations.categories.used)
-            if len(detections):
-                found = truth.loadRes(as_coco(detections))
-                run = COCOeval(truth, found, "bbox")
-                run.evaluate()
-                run.accumulate()
-                run.summarize()
-                numbers, precision = [float(value) for value in run.stats[:12]], run.eval["precision"]
-            else:
-                numbers, precision = [0.0] * 12, np.zeros((10, 101, len(names), 4, 3))
-        classes = {}
+            truth, found = coco_pair(COCO, self.annotations, detections)
+            run = COCOeval(truth, found, "bbox")
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        precision, names, classes = run.eval["precision"], dict(self.annotations.categories.used), {}
         for place, (_, name) in enumerate(sorted(names.items())):
             curves = precision[:, :, place, 0, -1]
             known = curves.size and curves[0, 0] > -1
             classes[name] = (_digits(curves.mean()), _digits(curves[0].mean())) if known else (-1.0, -1.0)
-        numbers = dict(zip(NUMBERS, map(_digits, numbers), strict=True))
+        numbers = dict(zip(NUMBERS, map(_digits, run.stats[:12]), strict=True))
         return Evaluation(numbers, classes, len(self.annotations))
+
+
+def coco_pair(COCO: type, annotations: Annotations, detections: np.ndarray) -> tuple:
+    """The truth and the detections (D, 7) as objects of a COCO class, either implementation's."""
+    truth = COCO()
+    truth.dataset = truth_as_coco(annotations)
+    truth.createIndex()
+    if len(detections):
+        return truth, truth.loadRes(as_coco(detections))
+    found = COCO()  # loadRes cannot load none
+    found.dataset = {**truth.dataset, "annotations": []}
+    found.createIndex()
+    return truth, found
 
 
 def truth_as_coco(annotations: Annotations) -> dict:
@@ -131,6 +135,12 @@ def truth_as_coco(annotations: Annotations) -> dict:
 
 def _row(heading: str, cells: list[str]) -> str:
     return " ".join([f"{heading:<6}", *cells])
+
+
+def _change(before: float, now: float) -> str:
+    if before == now:
+        return f"{'=':>6}"
+    return f"{now - before:+6.3f}" if min(before, now) >= 0 else f"{'-':>6}"  # -1 is no number to subtract
 
 
 def _digits(number: float) -> float:

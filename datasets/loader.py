@@ -17,7 +17,7 @@ from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
 from util.batch import ImageBatch
 from util.config import ConfigDict, ConfigError, where_of
-from util.distributed import barrier, is_main, rank, world_size
+from util.distributed import in_turn, rank, world_size
 from util.ending import end_with_parent, kill_workers_at_exit
 from util.preemption import ignore_requests
 from util.registry import call
@@ -107,9 +107,9 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
         raise ConfigError(f"{where}: expected dict(images=FOLDER, annotations=FILE), found {node!r}")
     if data.root == "shapes":
         root = Path("data/shapes")
-        if is_main():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with in_turn(root):
             make_shapes(root)
-        barrier()
     images = next((path for path in (root / node.images, root / "images" / node.images) if path.is_dir()), None)
     if images is None:
         layouts = LAYOUTS.format(root=root, images=node.images, annotations=node.annotations, split=split)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.official_keys import convert_official, convert_scrl, huggingface_family
-from util.checkpoint import CheckpointError, describe, load_strictly, load_what_fits, read_checkpoint, weights_of
+from util.checkpoint import CheckpointError, describe, load_strictly, load_what_fits, read_by_all, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _contradicted(detector: nn.Module, weights: dict[str, Tensor]) -> tuple[str,
 def load_for_finetuning(
     detector: nn.Module, source: str, family: str | None, ignored: list[str], categories: dict | None = None
 ):
-    """Fills what fits of a detector from a checkpoint and says what became of every weight.
+    """Fills what fits of a detector from a checkpoint and says what became of every weight. In all processes together.
 
     Args:
         source: a file or a URL.
@@ -87,7 +87,7 @@ def load_for_finetuning(
     Raises:
         CheckpointError: nothing fits.
     """
-    content = read_checkpoint(source)
+    content = read_by_all(source)
     weights = weights_of(content)
     kept = {key: value for key, value in weights.items() if not any(name in key for name in ignored)}
     named = our_names(detector, kept, family, source)
@@ -145,7 +145,8 @@ def warn_of_scratch(detector: nn.Module, pictures: int):
 
 
 def load_pretrained_backbone(detector: nn.Module):
-    """Fills the backbone with the weights that its config names, if it names any. May download them.
+    """Fills the backbone with the weights that its config names, if it names any. May download them. In all processes
+    together.
 
     The file holds the backbone's own key names, or is a checkpoint of SCRL.
 
@@ -156,7 +157,7 @@ def load_pretrained_backbone(detector: nn.Module):
     if source is None:
         return
     try:
-        content = read_checkpoint(source)
+        content = read_by_all(source)
         if "online_network_state_dict" in content:
             weights = convert_scrl(weights_of({"model": content["online_network_state_dict"]}))
         else:

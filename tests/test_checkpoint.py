@@ -1,12 +1,17 @@
 """Checkpoints: whole or not at all, never run, and explained when they do not fit."""
 
 import argparse
+import functools
 import json
 import os
 import pickle
+import threading
+from http.server import HTTPServer
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
@@ -16,10 +21,12 @@ from models.official_keys import FAMILIES, convert_official
 from models.weights import load_checkpoint, load_for_finetuning
 from tests.golden import Recording, recordings
 from tests.harness.forked import prepare
+from tests.harness.server import FileServer
 from tools.convert_checkpoint import convert
 from util.arguments import parse_arguments
 from util.checkpoint import CheckpointError, load_strictly, read_checkpoint, save_checkpoint, weights_of
 from util.config import ConfigError, load_config
+from util.download import cached_path, sha256
 
 CONFIG = "config/small/lite_dino_r18_shapes.py"
 
@@ -99,30 +106,80 @@ def test_the_papers_files_hold_a_namespace(tmp_path):
     assert read_checkpoint(tmp_path / "official.pth")["args"].lr == 1
 
 
-def test_a_url_is_downloaded_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    save_checkpoint({"epoch": 7}, tmp_path / "model.pth")
-    fetched = []
-
-    def fetch(url, target, prefix, progress):
-        fetched.append(prefix)
-        os.replace(tmp_path / "model.pth", target)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    for _ in range(2):
-        assert read_checkpoint("https://host.example/a/model-0123abcd.pth?x=1")["epoch"] == 7
-    assert fetched == ["0123abcd"]
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, the URL at which it is served, and an empty cache of PyTorch's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "served").mkdir()
+    with HTTPServer(("127.0.0.1", 0), functools.partial(FileServer, tmp_path / "served")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
-def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+def in_cache(tmp_path):
+    return [path for path in (tmp_path / "cache/hub/checkpoints").iterdir() if path.suffix != ".lock"]
 
-    def fail(*args, **kwargs):
-        raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*no network.*by hand"):
-        read_checkpoint("https://host.example/model.pth")
+def test_a_url_is_downloaded_once(tmp_path, served):
+    folder, url = served
+    for name, epoch in (("a", 7), ("b", 8)):
+        save_checkpoint({"epoch": epoch}, folder / f"{name}.pth")
+    assert read_checkpoint(f"{url}/a.pth?x=1")["epoch"] == 7
+    (folder / "a.pth").unlink()
+    assert read_checkpoint(f"{url}/a.pth?x=1")["epoch"] == 7
+    save_checkpoint({"epoch": 9}, folder / "a.pth")  # of the same last part
+    assert [read_checkpoint(f"{url}/{path}")["epoch"] for path in ("b.pth", "other/a.pth", "a.pth?x=2")] == [8, 9, 9]
+    assert len((folder / "requests.txt").read_text().split()) == len(in_cache(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_hash_in_the_name_is_compared(tmp_path, served, right):
+    folder, url = served
+    save_checkpoint({"epoch": 7}, folder / "a.pth")
+    name = f"model-{sha256(folder / 'a.pth')[:8] if right else '0123abcd'}.pth"
+    (folder / "a.pth").rename(folder / name)
+    if right:
+        assert read_checkpoint(f"{url}/{name}")["epoch"] == 7
+        assert [path.name for path in in_cache(tmp_path)] == [name]  # where torchvision and timm keep it too
+    else:
+        with pytest.raises(CheckpointError, match="SHA-256 should begin with 0123abcd"):
+            read_checkpoint(f"{url}/{name}")
+        assert in_cache(tmp_path) == []
+
+
+def test_half_a_download_is_none(tmp_path, served):
+    folder, url = served
+    save_checkpoint({"epoch": 7}, folder / "a.pth")
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*ended after \d+ of \d+ bytes.*by hand"):
+        read_checkpoint(f"{url}/cut/a.pth")
+    assert in_cache(tmp_path) == []
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path, served):
+    url = f"{served[1]}/absent.pth"
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded.*404.*by hand") as error:
+        read_checkpoint(url)
+    assert "absent.pth (" not in str(error.value)
+    former = cached_path(url).with_name("absent.pth")
+    save_checkpoint({"epoch": 7}, former)
+    with pytest.raises(CheckpointError, match=rf"{former} may come from another URL and is not used"):
+        read_checkpoint(url)
+    former.rename(cached_path(url))
+    assert read_checkpoint(url)["epoch"] == 7
+
+
+PARTS = st.text("ab-._=0é ", min_size=1, max_size=12)
+URLS = st.builds("https://{}/{}/{}{}".format, PARTS, PARTS, st.just("m"), st.sampled_from(["", "?a", "?b", "#a"]))
+
+
+@given(URLS, URLS, st.sampled_from([".pth", ".safetensors"]))
+def test_every_url_has_a_place_of_its_own(first, second, suffix):
+    first, second = (url.replace("/m", f"/m{suffix}") for url in (first, second))
+    assert (cached_path(first) == cached_path(second)) == (first == second)
+    assert cached_path(first).suffix == suffix
+    assert cached_path(first).parent == cached_path(second).parent
 
 
 def test_keys_that_do_not_fit_are_listed_together():

@@ -1,5 +1,6 @@
 """COCO scores: known answers, every picture once, and the two implementations of COCO's evaluation."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -61,6 +62,42 @@ def test_no_detections(annotations):
     assert scores.numbers["AP"] == 0
     assert set(scores.numbers) == set(NUMBERS)
     assert len(scores.classes) == 5
+
+
+def with_objects(annotations, kept):
+    """The annotations with some of their objects alone."""
+    counts = [int(kept[annotations.objects(index)].sum()) for index in range(len(annotations))]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(annotations.first.dtype)
+    columns = {name: getattr(annotations, name)[kept] for name in ("boxes", "category_ids", "areas", "crowd")}
+    return dataclasses.replace(annotations, first=first, **columns)
+
+
+@pytest.fixture(params=["pycocotools", "faster_coco_eval"])
+def implementation(request, monkeypatch):
+    """Either implementation of COCO's evaluation."""
+    if not importlib.util.find_spec(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    if request.param == "pycocotools":
+        monkeypatch.setattr(datasets.coco_eval.importlib.util, "find_spec", lambda name: None)
+    return request.param
+
+
+@pytest.mark.parametrize("detected", [True, False])
+def test_where_nothing_is_to_be_found_there_is_no_number(annotations, implementation, detected):
+    results, targets = truth(annotations) if detected else ([], [])
+    small = annotations.areas < 32**2
+    assert small.any()
+    assert not small.all()
+    none = scored(with_objects(annotations, np.zeros_like(small)), results, targets)
+    assert set(none.numbers.values()) == {-1.0}
+    assert set(none.classes.values()) == {(-1.0, -1.0)}
+    assert "-1.000" in none.table(none.numbers)
+    numbers = scored(with_objects(annotations, ~small), results, targets).numbers
+    absent = {"s"} | ({"l"} if (annotations.areas < 96**2).all() else set())
+    assert {name for name, value in numbers.items() if value == -1} == {
+        f"{n}{size}" for size in absent for n in ("AP", "AR")
+    }
+    assert (numbers["AP"] > 0) == detected
 
 
 def test_categories_come_back_as_ids(annotations):

@@ -36,7 +36,7 @@ def checkpoint(monkeypatch):
     """Says what every file holds."""
 
     def of(content):
-        monkeypatch.setattr(weights, "read_checkpoint", lambda source: content)
+        monkeypatch.setattr(weights, "read_by_all", lambda source: content)
 
     return of
 

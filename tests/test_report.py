@@ -322,6 +322,16 @@ def test_numbers_that_contradict_each_other_are_said(evaluated, tmp_path, capsys
     assert "2.00 M" in text
 
 
+def test_a_torn_journal_is_drawn_as_far_as_it_goes(evaluated, tmp_path, capsys):
+    output = tmp_path / "output"
+    shutil.copytree(evaluated[0], output)
+    with (output / "log.txt").open("a") as file:
+        file.write('\n{"epoch": 3, "train_lo')
+    assert main([str(output), "--pictures", "0"]) == 0
+    assert "log.txt, line 4: no entry of an epoch" in capsys.readouterr().err
+    assert "over 3 epochs" in (output / "report.html").read_text()
+
+
 def test_what_is_missing_is_named_with_what_makes_it(evaluated, tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "main.py -c CONFIG" in capsys.readouterr().err

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from tests.harness.forked import prepare
 from tests.harness.kill import equal, journal
 from util.arguments import parse_arguments
 from util.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from util.optim import build_schedule
 from util.preemption import EXIT_PREEMPTED, StopRequest
+from util.state import TrainingState
 from util.store import CheckpointStore
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +161,18 @@ def test_an_epoch_in_another_order_begins_anew(base, tmp_path, capsys):
     assert "another order (batch_size was 2, is 1, steps_per_epoch was 3, is 6): the epoch begins anew" in said
 
 
+def test_an_epoch_begins_anew_with_as_many_steps(base, tmp_path, capsys):
+    cycle = ["--options", "schedule.kind='onecycle'"]
+    signal_when(tmp_path, "epoch 0 2/6", signal.SIGTERM)
+    assert run(base, tmp_path, *cycle) == EXIT_PREEMPTED
+    taken = read_checkpoint(tmp_path / "checkpoint.pth")["step"]
+    assert taken > 0
+    assert run(base, tmp_path, *cycle, "training.accumulate=4", "--batch_size", "1") == 0
+    assert "(batch_size was 2, is 1, accumulate was 2, is 4): the epoch begins anew" in capsys.readouterr().out
+    content = read_checkpoint(tmp_path / "checkpoint.pth")
+    assert (content["step"], content["schedule"]["last_epoch"]) == (6, 6)
+
+
 def test_a_command_that_names_a_checkpoint_can_be_started_again(base, whole, tmp_path, capsys):
     more = ["--resume", str(whole / "checkpoint.pth"), "--options", "schedule.epochs=3"]
     assert run(base, tmp_path, *more) == 0
@@ -225,6 +241,92 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "a.pth")["epoch"] == 1
 
 
+PLACE = {"processes": 1, "batch_size": 2, "accumulate": 1, "steps_per_epoch": 5}
+
+
+def training(kind, place=PLACE, epochs=4, **more):
+    """A state of a training of one weight; `steps` takes steps of it."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.5)
+    schedule = build_schedule(optimizer, place["steps_per_epoch"], epochs, kind=kind, **more)
+    return TrainingState(model, optimizer, schedule, torch.amp.GradScaler(enabled=False), None, {}, place)
+
+
+def steps(state, count, skipped=()):
+    """Takes steps and returns their learning rates."""
+    rates = []
+    for number in range(count):
+        rates.append(state.optimizer.param_groups[0]["lr"])
+        state.step, state.batch = state.step + 1, state.batch + 1
+        if number not in skipped:
+            state.optimizer.step()
+            state.schedule.step()
+        if state.batch == state.place["steps_per_epoch"]:
+            state.finish_epoch()
+    return rates
+
+
+def gone_on(before, state):
+    """The state after it has read what the one before wrote."""
+    state.load_state_dict(before.state_dict(), "a.pth")
+    return state
+
+
+SCHEDULES = {"step": {"drop": (1, 2), "warmup_steps": 3}, "cosine": {}, "onecycle": {}}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("changed", [{"processes": 2}, {"batch_size": 4}, {"accumulate": 2}])
+@pytest.mark.parametrize("skipped", [(), (1, 6)])
+def test_a_schedule_goes_back_with_its_epoch(kind, changed, skipped, recwarn):
+    whole, before = training(kind, **SCHEDULES[kind]), training(kind, **SCHEDULES[kind])
+    rates = steps(whole, 20)
+    steps(before, 8, skipped)
+    state = gone_on(before, training(kind, PLACE | changed, **SCHEDULES[kind]))
+    assert (state.epoch, state.batch, state.step, state.schedule.last_epoch) == (1, 0, 5, 5)
+    assert state.schedule.get_last_lr() == [rates[5]]
+    assert steps(state, 15) == rates[5:]
+    assert state.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("taken", [3, 5, 8, 20])
+def test_a_schedule_goes_on_where_it_was(kind, taken):
+    """Skipped steps hold it back, then as before; a checkpoint from before `accumulate` was written says no less."""
+    whole, before = training(kind, **SCHEDULES[kind]), training(kind, **SCHEDULES[kind])
+    rates = steps(whole, 20, skipped=(1,))
+    steps(before, taken, skipped=(1,))
+    content = before.state_dict()
+    del content["sampler"]["accumulate"]
+    state = training(kind, **SCHEDULES[kind])
+    state.load_state_dict(content, "a.pth")
+    assert (state.step, state.batch) == (taken, taken % 5)
+    assert steps(state, 20 - taken) == rates[taken:]
+    assert state.schedule.last_epoch == 19
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_the_first_step_after_a_change_of_the_schedule_is_of_the_new_one(kind):
+    before = training(kind, **SCHEDULES[kind])
+    steps(before, 10)
+    longer = training(kind, epochs=9, **SCHEDULES[kind])
+    expected = steps(training(kind, epochs=9, **SCHEDULES[kind]), 45)[10]
+    assert gone_on(before, longer).optimizer.param_groups[0]["lr"] == expected
+    halved = training(kind, PLACE | {"steps_per_epoch": 3}, **SCHEDULES[kind])
+    expected = steps(training(kind, halved.place, **SCHEDULES[kind]), 12)[6]
+    assert gone_on(before, halved).optimizer.param_groups[0]["lr"] == expected
+    assert gone_on(before, training(kind, epochs=1, **SCHEDULES[kind])).epoch == 2  # nothing is left to do
+
+
+@pytest.mark.parametrize(("kind", "other"), [("step", "onecycle"), ("onecycle", "cosine"), ("cosine", "step")])
+def test_another_kind_of_schedule_starts_from_its_own_rates(kind, other):
+    before = training(kind, **SCHEDULES[kind])
+    steps(before, 8)
+    state = gone_on(before, training(other, **SCHEDULES[other]))
+    assert steps(state, 12) == steps(training(other, **SCHEDULES[other]), 20)[8:]
+
+
 def test_a_sampler_goes_on_where_it_was():
     sampler = TrainSampler(11, rank=1, world_size=2, seed=3)
     sampler.epoch = 4
@@ -254,6 +356,31 @@ def test_trainings_that_are_killed_go_on_exactly():
 
 def test_processes_stop_together():
     assert "stopped together" in harness("preempt")
+
+
+def test_processes_that_see_different_files_stop_together():
+    found = json.loads(harness("agree"))
+    for case in ("url_of_one_machine", "url_of_two_machines_one_of_which_has_it"):
+        assert found[case] == [5, 5], case
+    assert found["url_that_one_process_reads_alone"] == [None, 5]
+    assert found["killed_while_it_downloads"] == [None, 5]
+    count = Counter(path.split("?")[-1] for path in found["requests"])
+    assert count == {"one": 1, "two": 2, "alone": 1, "/absent.pth": 1, "/stall/model.pth": 2}
+    assert found["gone_on"] == [7, 7]
+    assert found["shapes"] == [2, 2]
+    for case, who, said in (
+        ("url_that_one_machine_cannot_reach", 0, r"absent.pth: cannot be downloaded.*404"),
+        ("gone_on_unseen", 1, "output/checkpoint.pth: there is no such checkpoint"),
+        ("newest_unseen", 1, "output/checkpoint.pth: there is no such checkpoint"),
+        ("file_of_one", 1, "mine.pth: there is no such checkpoint"),
+        ("full_disk", 0, "No space left"),
+    ):
+        assert re.search(said, found[case][who]), case
+        assert re.match(rf"process {who}: .*{said}", found[case][1 - who]), case
+    assert "All machines have to see the same output/checkpoint.pth" in found["gone_on_unseen"][0]
+    assert found["file_that_differs"][0] == found["file_that_differs"][1]
+    assert "process 1 finds another file" in found["file_that_differs"][0]
+    assert found["any_error"] == ["process 1: division by zero. Divide by less", None]
 
 
 def test_evaluation_does_not_depend_on_processes_and_batches():

@@ -16,7 +16,7 @@ from datasets.annotations import read_annotations
 from datasets.coco_eval import NUMBERS, Evaluation
 from tests.harness.forked import prepare
 from util.arguments import parse_arguments
-from util.logger import Journal
+from util.logger import Journal, points_of
 from util.progress import Meter, Progress, duration, main_losses, peak_memory
 from util.summary import describe_names
 from util.trackers import close_trackers
@@ -100,6 +100,34 @@ def test_the_journal_knows_the_best_epoch(tmp_path):
         journal.write({"epoch": epoch, "test_AP": value, "test_AP50": 2 * value, "ema_test_AP": 1 - value})
     assert journal.best("test_") == {"AP": 0.3, "AP50": 0.6}
     assert journal.best("ema_test_") == {"AP": 0.9}
+
+
+DAMAGED = [b'{"epoch": 3, "test_AP": 0.', b"\x00\x00\xff", b"[1]", b'{"test_AP": 0.9}', b'{"epoch": "1"}']
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_line_of_the_journal_is_left_out(tmp_path, damage, caplog):
+    path = tmp_path / "log.txt"
+    path.write_bytes(b'{"epoch": 0, "test_AP": 0.1}\n' + damage)
+    journal = Journal(tmp_path)
+    assert journal.best("test_") == {"AP": 0.1}
+    journal.write({"epoch": 1, "test_AP": 0.3})
+    journal.write({"epoch": 2, "test_AP": -1.0})
+    assert path.read_bytes().split(b"\n")[1] == damage
+    assert [entry["epoch"] for entry in journal.read()] == [0, 1, 2]
+    assert journal.best("test_") == {"AP": 0.3}
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1  # once, however often it is read
+    assert f"{path}, line 2: no entry of an epoch" in said[0]
+    assert "left out" in said[0]
+
+
+def test_an_ap_of_nothing_is_no_point_of_a_curve():
+    entries = [{"epoch": 0, "test_AP": -1.0}, {"epoch": 1}, {"epoch": 2, "test_AP": 0.5}]
+    assert points_of(entries, "test_AP") == [(2, 0.5)]
+    now = Evaluation(dict.fromkeys(NUMBERS, 0.25), {"disc": (0.25, 0.5)}, 1)
+    change = now.table(dict.fromkeys(NUMBERS, -1.0)).splitlines()[3].split()
+    assert change == ["change", *["-"] * 12]
 
 
 def test_rate_and_time_left():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.lr_scheduler import OneCycleLR
 
 import main as program
 from datasets.shapes import make_shapes
@@ -203,6 +204,17 @@ def test_broken_pictures_are_counted_and_training_goes_on(config, tmp_path, caps
     assert "000002.jpg: cannot be read" in said
 
 
+def test_nothing_to_find_is_an_ap_of_none(config, tmp_path):
+    make_shapes(tmp_path / "data", train=6, val=2)
+    file = tmp_path / "data/annotations/instances_val2017.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    assert run(*command(config, tmp_path / "data", tmp_path / "out")) == 0
+    assert [entry["test_AP"] for entry in entries(tmp_path / "out")] == [-1.0, -1.0]
+    assert read_checkpoint(tmp_path / "out/checkpoint_best_regular.pth")["epoch"] == 1  # the first; none is better
+    assert read_checkpoint(tmp_path / "out/checkpoint.pth")["best"] == {"regular": -1.0, "ema": -1.0}
+    assert (tmp_path / "out/vis/curves.png").is_file()
+
+
 def test_an_unknown_section_is_an_error(data, tmp_path, capsys):
     (tmp_path / "c.py").write_text(f"_base_ = {str(ROOT / CONFIG)!r}\noptimiser = dict(lr=1)\n")
     assert run(*command(tmp_path / "c.py", data, tmp_path)) == 2
@@ -278,6 +290,30 @@ def test_schedules():
     assert cycle.index(max(cycle)) in range(6, 10)
     with pytest.raises(ValueError, match="none of step, cosine, onecycle"):
         rates("linear")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_a_cycle_of_any_number_of_steps(epochs):
+    for steps in range(1, 31):
+        total = steps * epochs
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], 0.5)
+        schedule = build_schedule(optimizer, steps, epochs, kind="onecycle")
+        rates = [optimizer.param_groups[0]["lr"]]
+        for _ in range(total):
+            optimizer.step()
+            schedule.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        assert np.isfinite(rates).all()
+        assert 0.5 * 0.93 < max(rates[:-1]) <= 0.5
+        assert 0 < rates[-1] < 1e-5
+        if total > 4:  # PyTorch's curve itself
+            other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], 0.5)
+            curve = OneCycleLR(other, 0.5, total_steps=total + 1, pct_start=0.2, cycle_momentum=False)
+            assert rates[0] == other.param_groups[0]["lr"]
+            for rate in rates[1:]:
+                other.step()
+                curve.step()
+                assert rate == other.param_groups[0]["lr"]
 
 
 def test_moving_average_counts_tied_weights_once():

@@ -23,6 +23,7 @@ from datasets.cards import SHORT_KINDS, picture_card
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset
 from util.config import ConfigDict, ConfigError, parse_config
+from util.logger import points_of, read_journal
 from util.svg import Line, line_chart
 
 NUMBERS = {
@@ -68,19 +69,20 @@ def chart(curves: dict[str, np.ndarray], title: str) -> str:
 
 
 def training_curves(path: Path) -> list[dict]:
-    """Charts of what log.txt tells of every epoch; of one that was run twice, of the later run."""
-    entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-    by_epoch = sorted({entry["epoch"]: entry for entry in entries}.items())
+    """Charts of what log.txt tells of every epoch."""
+    entries, problems = read_journal(path)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     charts = []
     for title, names in CURVES.items():
         lines = []
         for name in names:
-            points = [(epoch, entry[name]) for epoch, entry in by_epoch if np.isfinite(entry.get(name, np.nan))]
+            points = points_of(entries, name)
             if points:
                 lines.append(Line(name, *map(list, zip(*points, strict=True))))
         if lines:
             ends = "; ".join(f"{line.name} {line.ys[-1]:.4g}" for line in lines)
-            label = f"{title} over {len(by_epoch)} epochs, at last {ends}"
+            label = f"{title} over {len(entries)} epochs, at last {ends}"
             charts.append({"title": title, "svg": line_chart(lines, label, "epoch", title)})
     return charts
 

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import logging
 import os
 import pickle
 import platform
@@ -16,13 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.distributed import barrier, is_main
-
-log = logging.getLogger(__name__)
+from util.distributed import gather, is_main, together, world_size
+from util.download import DownloadError, fetch, sha256
 
 FORMAT = "leandetr-1"
 SHOWN = 12
-HUB = "hf-hub:"
 
 
 class CheckpointError(ValueError):
@@ -30,17 +27,21 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(content: dict, *paths: Path, before: Callable[[Path], object] | None = None):
-    """Writes one checkpoint to several files, in the main process. A reader finds the old file or the new one, whole.
+    """Writes one checkpoint to several files, in the main process, while the others wait to hear that it worked.
+
+    A reader finds the old file or the new one, whole.
 
     Args:
         content: tensors and plain values only, so that it can be read with weights_only=True.
         before: called with each path when its new content is safely on the disk, but has not taken the name yet.
 
     Raises:
-        CheckpointError: the disk is full, say; the old file is still there.
+        CheckpointError: in all processes; the disk is full, say. The old file is still there.
     """
-    if not is_main():
-        return
+    together(lambda: _write(content, paths, before) if is_main() else None, CheckpointError)
+
+
+def _write(content: dict, paths: tuple[Path, ...], before: Callable[[Path], object] | None):
     for path in paths:
         temporary = path.with_suffix(".tmp")
         try:
@@ -88,12 +89,12 @@ def read_checkpoint(source: str | Path) -> dict:
 
     A URL, or "hf-hub:OWNER/NAME" on the Hugging Face hub, is downloaded once. Nothing in the file is ever executed:
     beside tensors and plain values only argparse.Namespace is admitted, which the papers' files contain and which
-    merely holds values.
+    merely holds values. One process alone may ask; where all do, `read_by_all` keeps them together.
 
     Raises:
-        CheckpointError: the file is not there, is damaged, or contains something else.
+        CheckpointError: the file is not there, cannot be downloaded, is damaged, or contains something else.
     """
-    path = _fetched(str(source))
+    path = _located(source)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
@@ -116,6 +117,35 @@ def read_checkpoint(source: str | Path) -> dict:
     return content
 
 
+def read_by_all(source: str | Path, content: dict | None = None) -> dict:
+    """`read_checkpoint` in all processes together: all return the same content, or all raise.
+
+    Args:
+        content: what this process has read from there already.
+
+    Raises:
+        CheckpointError: in all processes, where one of them cannot read it or finds another file there.
+    """
+
+    def read() -> tuple[dict, str]:
+        found = read_checkpoint(source) if content is None else content
+        return found, sha256(_located(source)) if world_size() > 1 else ""
+
+    found, digest = together(read, CheckpointError, f"All machines have to see the same {source}")
+    digests = gather(digest)
+    if len(set(digests)) > 1:
+        other = next(number for number, theirs in enumerate(digests) if theirs != digests[0])
+        raise CheckpointError(f"{source}: process {other} finds another file there; all machines have to see the same")
+    return found
+
+
+def _located(source: str | Path) -> Path:
+    try:
+        return fetch(str(source))
+    except DownloadError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def _verify(path: Path):
     """Compares every record of a checkpoint of ours with its checksum, which PyTorch writes but does not read."""
     try:
@@ -125,48 +155,6 @@ def _verify(path: Path):
         raise CheckpointError(f"{path}: damaged: {error}") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged: {damaged} in it does not have its checksum")
-
-
-def _fetched(source: str) -> Path:
-    """The file behind a path, a URL or a name on the hub."""
-    if source.startswith(("http://", "https://")):
-        return _download(source)
-    if source.startswith(HUB):
-        return _download_from_hub(source.removeprefix(HUB))
-    return Path(source)
-
-
-def _download_from_hub(name: str) -> Path:
-    """The weights of OWNER/NAME on the Hugging Face hub, from its cache if they are there."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, "model.safetensors"))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{HUB}{name}: cannot be downloaded: {reason}. Get the file by hand and name it"
-        ) from error
-
-
-def _download(url: str) -> Path:
-    """The file behind a URL, from the cache if it is there. A hash in its name (name-0123abcd.pth) is checked."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        log.info("downloading %s to %s", url, path)
-        prefix = re.search(r"-([a-f0-9]{8,})\.", path.name)
-        try:
-            torch.hub.download_url_to_file(url, str(path), prefix[1] if prefix else None, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{url}: cannot be downloaded to {path}: {error}. Put the file there by hand"
-            ) from error
-    barrier()
-    return path
 
 
 def weights_of(content: dict) -> dict[str, Tensor]:

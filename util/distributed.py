@@ -1,15 +1,24 @@
 """Several processes as one: set-up from the environment, and the few exchanges that training needs."""
 
+import contextlib
 import json
+import logging
 import os
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock  # comes with torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another one."""
 
@@ -144,3 +153,45 @@ def broadcast(value):
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def together(work: Callable[[], Value], error: type[Exception], remedy: str = "") -> Value:
+    """Does in every process what may fail in one of them alone: each returns its own result, or all raise.
+
+    Args:
+        work: must not wait for other processes.
+        error: what is raised where it failed in another process only.
+        remedy: what helps then.
+
+    Raises:
+        Exception: that of `work` where it failed in this process.
+    """
+    try:
+        result, problem = work(), None
+    except Exception as raised:  # whatever it is, the others must not wait for this process
+        result, problem = None, raised
+    problems = gather(None if problem is None else str(problem) or type(problem).__name__)
+    if problem is not None:
+        raise problem
+    for number, said in enumerate(problems):
+        if said is not None:
+            raise error(f"process {number}: {said}{remedy and f'. {remedy}'}")
+    return result
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Lets one process of a machine in at a time, of one program or several, each to find what the one before it made.
+
+    Args:
+        path: what is made. The lock is PATH.lock; a process lets go of it however it ends.
+    """
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s.lock: cannot be locked, so that processes do not wait for each other: %s", path, error)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +37,37 @@ def setup_logging(output_dir: Path | None):
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 
+def read_journal(path: Path) -> tuple[list[dict], list[str]]:
+    """The epochs in a log.txt, in their order; of an epoch that was run twice, the later entry.
+
+    Returns:
+        the entries, each with its "epoch"; and a line about everything in the file that is none, a line torn by a crash
+        say, which is left out. Nothing of either where there is no file.
+    """
+    if not path.is_file():
+        return [], []
+    entries, problems = {}, []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
+            entries[entry["epoch"]] = entry
+        else:
+            what = "its epoch is left out of curves and of the best so far; remove the line to be rid of this message"
+            problems.append(f"{path}, line {number}: no entry of an epoch ({line[:20]!r}...): {what}")
+    return [entry for _, entry in sorted(entries.items())], problems
+
+
+def points_of(entries: list[dict], name: str) -> list[tuple[int, float]]:
+    """(epoch, number) of the epochs that have a number of this name; an AP of -1 is none."""
+    found = [(entry["epoch"], entry[name]) for entry in entries if isinstance(entry.get(name), int | float)]
+    return [point for point in found if math.isfinite(point[1]) and not ("AP" in name and point[1] < 0)]
+
+
 class Journal:
     """One JSON object an epoch in log.txt, and the same numbers wherever `track` says.
 
@@ -45,6 +78,7 @@ class Journal:
         self.folder = output_dir
         self.file = output_dir / "log.txt" if is_main() else None
         self.trackers = []
+        self.said = set()
 
     def track(self, wandb: str | None, config: dict):
         """From now on TensorBoard and Weights & Biases get the numbers too, as far as they are there.
@@ -60,8 +94,12 @@ class Journal:
         """Appends an epoch; its key "epoch" is the step elsewhere."""
         if self.file is None:
             return
-        with self.file.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with self.file.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a crash has torn the last line; this one is not to go with it
+                    file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
         numbers = {name: value for name, value in entry.items() if isinstance(value, int | float) and name != "epoch"}
         for tracker in list(self.trackers):
             try:
@@ -71,11 +109,13 @@ class Journal:
                 self.trackers.remove(tracker)
 
     def read(self) -> list[dict]:
-        """All epochs so far; of an epoch that was run twice, the later entry."""
-        if self.file is None or not self.file.is_file():
-            return []
-        entries = [json.loads(line) for line in self.file.read_text().splitlines() if line.strip()]
-        return [entry for _, entry in sorted({entry["epoch"]: entry for entry in entries}.items())]
+        """All epochs so far, see `read_journal`. What is damaged is said once."""
+        entries, problems = read_journal(self.file) if self.file is not None else ([], [])
+        for problem in problems:
+            if problem not in self.said:
+                log.warning("%s", problem)
+                self.said.add(problem)
+        return entries
 
     def best(self, prefix: str) -> dict | None:
         """The epoch so far with the best AP among those whose numbers have this prefix: its numbers, without it."""

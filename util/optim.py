@@ -37,6 +37,8 @@ def build_optimizer(
 
 
 KINDS = ("step", "cosine", "onecycle")
+RISE = 0.2
+"""Share of a "onecycle" in which the learning rate rises."""
 
 
 def build_schedule(
@@ -54,7 +56,8 @@ def build_schedule(
         steps_per_epoch: optimiser steps.
         epochs: length of the training.
         kind: "step": times gamma after each epoch in `drop`, as in the papers; "cosine": to zero along a half wave;
-            "onecycle": up for a fifth of the training, then down to almost nothing (Smith and Topin, 2018).
+            "onecycle": up for a fifth of the training, then down to almost nothing (Smith and Topin, 2018);
+            with fewer than five steps in all it begins at the peak.
         drop: finished epochs after which a "step" falls.
         gamma: by how much.
         warmup_steps: linear rise from zero; not in "onecycle", which has its own.
@@ -66,7 +69,7 @@ def build_schedule(
     total = max(1, steps_per_epoch * epochs)
     if kind == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, peaks, total_steps=total + 1, pct_start=0.2, cycle_momentum=False)
+        return OneCycleLR(optimizer, peaks, total_steps=total + 1, pct_start=_rise(total), cycle_momentum=False)
     drops = (drop,) if isinstance(drop, int) else tuple(drop)
 
     def factor(step: int) -> float:
@@ -76,6 +79,16 @@ def build_schedule(
         return rise * gamma ** sum(step >= epoch * steps_per_epoch for epoch in drops)
 
     return LambdaLR(optimizer, factor)
+
+
+def _rise(total: int) -> float:
+    """Share of `total` steps of a "onecycle" in which the learning rate rises.
+
+    PyTorch lets it rise until step `share * (total + 1) - 1`, which must not be the step at which it begins.
+    """
+    if RISE * (total + 1) > 1:
+        return RISE
+    return (1 - 1e-9) / (total + 1)  # begins at the peak
 
 
 def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> AveragedModel:

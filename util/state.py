@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +18,8 @@ log = logging.getLogger(__name__)
 
 WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
 """Of a schedule of PyTorch: what changes as it is stepped."""
+RATES = ("initial_lr", "max_lr", "min_lr")
+"""Of a group of an optimiser: what a schedule of PyTorch reckons from."""
 
 
 class TrainingState:
@@ -47,7 +51,7 @@ class TrainingState:
         self.epoch = 0
         """Finished epochs."""
         self.step = 0
-        """Steps so far, in all epochs; those that were skipped count."""
+        """Steps so far, in all epochs; those that were skipped count, those of an epoch that begins anew do not."""
         self.batch = 0
         """Batches of the running epoch that this process has seen."""
         self.meters: dict[str, Meter] = {}
@@ -100,6 +104,7 @@ class TrainingState:
         Raises:
             CheckpointError: the checkpoint was made with another optimiser or another set of trainable weights.
         """
+        own = [{name: group[name] for name in RATES if name in group} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
@@ -107,6 +112,11 @@ class TrainingState:
             raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
         # How long the schedule is, is this config's to say; where in it we are, the checkpoint's.
         where = {name: content["schedule"][name] for name in WHERE if name in content["schedule"]}
+        if ("total_steps" in content["schedule"]) != hasattr(self.schedule, "total_steps"):
+            # To or from a one-cycle: what a schedule starts from means something else there.
+            where.pop("base_lrs", None)
+            for group, rates in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(rates)
         self.schedule.load_state_dict({**self.schedule.state_dict(), **where})
         self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
@@ -117,6 +127,7 @@ class TrainingState:
         self.epoch, self.best = content["epoch"], dict(content["best"])
         self.step, self.pending = content.get("step", 0), content.get("pending")
         self._load_place(content, source)
+        self._set_learning_rates()
         if len(content["random"]) == world_size():
             set_random_state(content["random"][rank()])
         else:
@@ -126,20 +137,35 @@ class TrainingState:
         """Where in the epoch it stood."""
         sampler, place = dict(content.get("sampler", {})), self.place
         batch, steps = sampler.pop("batch", 0), place["steps_per_epoch"]
-        if sampler.get("steps_per_epoch", steps) != steps:
-            self.schedule.last_epoch = self.epoch * steps
         changed = [
-            f"{name} was {sampler[name]}, is {place[name]}" for name in place if sampler.get(name) != place[name]
+            f"{name} was {sampler[name]}, is {place[name]}"
+            for name in place
+            if sampler.get(name, place[name]) != place[name]  # older checkpoints do not tell all
         ]
         if batch and changed:
             text = "%s: saved in the middle of an epoch with another order (%s): the epoch begins anew"
             log.warning(text, source, ", ".join(changed))
+        if (batch and changed) or sampler.get("steps_per_epoch", steps) != steps:
+            # Where the epoch begins by this config's steps; earlier ones that were skipped no longer hold it back.
+            self.step = self.schedule.last_epoch = self.epoch * steps
         elif batch:
             self.batch, self.skipped = batch, content["skipped"]
             self.broken = content["broken"] if is_main() else 0
             for name, (total, count) in content["meters"].items():
                 self.meters[name] = Meter()
                 self.meters[name].total, self.meters[name].count = total, count
+
+    def _set_learning_rates(self):
+        """Those of the next step, by this config's schedule; the optimiser's are those of where it was saved."""
+        schedule = self.schedule
+        if schedule.last_epoch > getattr(schedule, "total_steps", math.inf):
+            return  # a training that is now shorter takes no step any more
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch expects step(), which would move on
+            rates = schedule.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from util.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from util.distributed import broadcast, is_main
+from util.checkpoint import CheckpointError, read_by_all, read_checkpoint, save_checkpoint
+from util.distributed import broadcast, is_main, together
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ class CheckpointStore:
 
     def save(self, content: dict, *more: str):
         """Writes the newest one, and the same under further names. At every moment the newest is there whole."""
-        if is_main():
-            save_checkpoint(content, *(self.folder / name for name in more), self.folder / NEWEST, before=self._shift)
+        save_checkpoint(content, *(self.folder / name for name in more), self.folder / NEWEST, before=self._shift)
 
     def _shift(self, path: Path):
         """Makes room: what was the newest becomes the previous one too, until the new one takes its name."""
@@ -53,23 +52,26 @@ class CheckpointStore:
     def find(self, source: str | None, training: bool = False) -> tuple[dict | None, str]:
         """The checkpoint to go on from or to evaluate, and where it is; None when there is none.
 
+        To be called by all processes together: the main one chooses, and all read the same.
+
         Args:
             source: a file, a URL, or None or "auto" for the newest here.
             training: the newest here is taken too where it went on from `source` already: a command that names a
                 checkpoint and is started again, after a crash say, does not lose what it had done.
+
+        Raises:
+            CheckpointError: in all processes, where one of them cannot read it or finds another file there.
         """
         if source in (None, "auto"):
             return self.newest()
-        if training:
-            try:
-                content, newest = self.newest()
-            except CheckpointError as error:
-                log.warning("%s: not looked at: %s", self.folder, error)
-                content = None
-            if content is not None and content.get("resumed_from") == source:
-                log.info("%s went on from %s already", newest, source)
-                return content, newest
-        return read_checkpoint(source), source
+        content, newest, error = self._search() if training else (None, "", "")
+        if error:
+            log.warning("%s: not looked at: %s", self.folder, error)
+        goes_on = content is not None and content.get("resumed_from") == source
+        if goes_on:
+            log.info("%s went on from %s already", newest, source)
+        chosen = broadcast(newest if goes_on else source)
+        return read_by_all(chosen, content if goes_on else None), chosen
 
     def newest(self) -> tuple[dict | None, str]:
         """The newest checkpoint that is whole, and where it is; None when there is none. The same in all processes.
@@ -80,20 +82,17 @@ class CheckpointStore:
             CheckpointError: there are checkpoints, but all are damaged; or another process cannot see the one that the
                 main process found.
         """
-        content, source, error = self._search() if is_main() else (None, "", "")
+        content, source, error = self._search()
         source, error = broadcast((source, error))
         if error:
             raise CheckpointError(error)
-        if source and not is_main():
-            if not Path(source).is_file():
-                raise CheckpointError(
-                    f"{source}: only the main process sees it; all machines have to share {self.folder}"
-                )
-            content = read_checkpoint(source)
-        return content, source
+        return (read_by_all(source, content), source) if source else (None, "")
 
     def _search(self) -> tuple[dict | None, str, str]:
-        """Content, path, and what is wrong when nothing can be used."""
+        """Content, path, and what is wrong when nothing can be used; empty in other processes than the main one."""
+        return together(self._look if is_main() else lambda: (None, "", ""), CheckpointError)
+
+    def _look(self) -> tuple[dict | None, str, str]:
         problems = []
         for path in self._paths():
             try:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from util.logger import points_of
+
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 HEIGHT = 260
 MARGIN = 6
@@ -99,7 +101,7 @@ def plot_curves(entries: list[dict], path: Path):
         (right, "average precision", ("test_AP", "test_AP50", "ema_test_AP", "ema_test_AP50")),
     ):
         for name in names:
-            points = [(entry["epoch"], entry[name]) for entry in entries if name in entry]
+            points = points_of(entries, name)
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set(xlabel="epoch", title=title)
