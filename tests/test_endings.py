@@ -150,7 +150,7 @@ def test_a_second_interrupt_ends_a_training_at_once(base, tmp_path):
     training = run("training_waits", base, tmp_path).until("here it waits")
     training.send(signal.SIGINT)
     training.until("SIGINT: finishing the step; a second one ends at once")
-    time.sleep(SAME_SECONDS + 0.2)
+    time.sleep(2 * SAME_SECONDS[signal.SIGINT])
     training.send(signal.SIGINT)
     assert training.ends() == EXIT_INTERRUPTED
     assert "Traceback" not in training.said

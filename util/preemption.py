@@ -17,8 +17,9 @@ EXIT_PREEMPTED = 75
 """Exit status of a training that was asked to stop and can go on from its checkpoint: EX_TEMPFAIL of sysexits.h."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Of launchers, of clusters, and Ctrl-C at a terminal."""
-SAME_SECONDS = 1.0
-"""Signals that come within this time are one request: a launcher and its cluster often both send one."""
+SAME_SECONDS = {signal.SIGTERM: 1.0, signal.SIGUSR1: 1.0, signal.SIGINT: 0.2}
+"""Signals that come within this time are one request: a launcher and its cluster often both send one, and a launcher hands
+on the Ctrl-C that its processes hear too. Sooner than that, nobody presses it again."""
 
 
 class PreemptedError(Exception):
@@ -86,7 +87,7 @@ class StopRequest:
         if self._since is None:
             self._since = time.monotonic()
             log.warning("%s: finishing the step; a second one ends at once", signal.Signals(number).name)
-        elif time.monotonic() - self._since > SAME_SECONDS:
+        elif time.monotonic() - self._since > SAME_SECONDS[signal.Signals(number)]:
             os._exit(128 + number)
 
 
