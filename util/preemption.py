@@ -18,8 +18,8 @@ EXIT_PREEMPTED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Of launchers, of clusters, and Ctrl-C at a terminal."""
 SAME_SECONDS = {signal.SIGTERM: 1.0, signal.SIGUSR1: 1.0, signal.SIGINT: 0.2}
-"""Signals that come within this time are one request: a launcher and its cluster often both send one, and a launcher hands
-on the Ctrl-C that its processes hear too. Sooner than that, nobody presses it again."""
+"""Signals that come within this time are one request: a launcher and its cluster often both send one, and a launcher
+hands on the Ctrl-C that its processes hear too. Sooner than that, nobody presses it again."""
 
 
 class PreemptedError(Exception):
