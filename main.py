@@ -125,6 +125,11 @@ class Run:
             detector.compile()  # PyTorch's compiler; anew for every size of picture
         return detector
 
+    def optimizer(self, detector: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of this run's steps."""
+        images = self.cfg.data.batch_size * world_size() * self.options.accumulate
+        return self.section(build_optimizer, "optimizer", model=detector, batch_size=images)
+
     def introduce(self, detector: nn.Module, state: TrainingState | None = None):
         """Says what is about to be done: an evaluation, or the training that the state belongs to."""
         rows = {
@@ -244,7 +249,7 @@ class Run:
         else:
             load_pretrained_backbone(detector)
             warn_of_scratch(detector, self.pictures["train"])
-        optimizer = self.section(build_optimizer, "optimizer", model=detector)
+        optimizer = self.optimizer(detector)
         steps = -(-len(loader) // self.options.accumulate)
         schedule = self.section(build_schedule, "schedule", optimizer=optimizer, steps_per_epoch=steps)
         average = None
@@ -370,7 +375,7 @@ class Run:
         if self.args.benchmark_train:
             pictures = self.cfg.data.batch_size
             noise = noise_batch([size] * pictures, OBJECTS, self.cfg.model.num_classes, self.args.device)
-            optimizer = self.section(build_optimizer, "optimizer", model=detector)
+            optimizer = self.optimizer(detector)
             step = training_step(
                 detector.train(), self.criterion, optimizer, self.precision, self.options.clip_norm, *noise
             )

@@ -38,6 +38,7 @@ import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
 from models.layers.basic import Recomputable
+from models.layers.head import DetectionHead
 from models.layers.scoring import ProposalFeatures
 from models.ops.library import OPERATIONS
 from models.registry import PARTS
@@ -100,7 +101,11 @@ def _of_five_stages(node: ConfigDict) -> Detector:
         shared[key] = _shared_factory(value, shared) if typed else value
     backbone = PARTS.build(node.backbone, **shared)
     neck = PARTS.build(node.neck, in_channels=backbone.channels, **shared)
-    return Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
+    detector = Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
+    first, *heads = [module for module in detector.modules() if isinstance(module, DetectionHead)] or [None]
+    for head in heads:
+        head.start_like(first)  # in the papers' code all heads are copies of one
+    return detector
 
 
 def _shared_factory(node: Mapping, shared: dict):

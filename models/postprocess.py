@@ -21,11 +21,17 @@ class SigmoidTopK:
 
     Args:
         num_select: detections per picture.
-        nms_iou: detections of one class that overlap a better one by more are dropped; None keeps all, as DETRs do.
+        nms_iou: detections of one class whose IoU with a better one is above this are dropped; None keeps all, as DETRs
+            do, and so do 0 and less, which turn NMS off in DINO's code.
+
+    Raises:
+        ValueError: an IoU above 1.
     """
 
     def __init__(self, num_select: int = 100, nms_iou: float | None = None):
-        self.num_select, self.nms_iou = num_select, nms_iou
+        if nms_iou is not None and nms_iou > 1:
+            raise ValueError(f"nms_iou={nms_iou}: no IoU is above 1")
+        self.num_select, self.nms_iou = num_select, nms_iou if nms_iou is not None and nms_iou > 0 else None
 
     @torch.no_grad()
     def __call__(self, output: DetectorOutput, sizes: Tensor) -> list[dict[str, Tensor]]:

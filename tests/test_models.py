@@ -17,7 +17,7 @@ from tests.tiny import shrunk
 from tools.export import in_plain_pytorch
 from util.batch import ImageBatch
 from util.checkpoint import CheckpointError
-from util.config import ConfigError
+from util.config import ConfigError, load_config
 from util.flops import ELEMENTWISE, count_by_part, count_gmacs, count_operations_by_part
 from util.optim import build_optimizer
 from util.precision import Precision
@@ -86,7 +86,7 @@ def test_training_lowers_the_loss(path):
     optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
     images, targets = pictures((64, 96), (64, 96)), objects(2, 5)
     totals = []
-    for _ in range(20):
+    for _ in range(30):
         losses, _ = criterion(detector(images, targets), targets)
         total = sum(losses.values())
         optimizer.zero_grad()
@@ -261,6 +261,13 @@ def test_suppression_of_overlapping_detections():
     assert len(everything["scores"]) == 60
     assert sorted(kept["labels"].tolist()) == [0, 1, 2, 3, 4]  # every class keeps its best
     assert len(few["scores"]) == 7
+    for off in (-1, 0):  # DINO's way of saying so
+        (all_of_them,) = build_postprocessor(shrunk(LITE, **{"postprocess.nms_iou": off}))(output, sizes)
+        assert torch.equal(all_of_them["boxes"], everything["boxes"])
+    aliased = load_config(ROOT / "config/DINO/DINO_4scale.py", {"nms_iou_threshold": -1})
+    assert build_postprocessor(aliased).nms_iou is None
+    with pytest.raises(ConfigError, match=r"nms_iou=1\.5: no IoU is above 1"):
+        build_postprocessor(shrunk(LITE, **{"postprocess.nms_iou": 1.5}))
 
 
 @pytest.mark.parametrize(("kind", "said"), [("avx2", True), ("avx512_bf16", False), ("amx_bf16", False)])

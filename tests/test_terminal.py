@@ -63,8 +63,8 @@ def test_a_training_begins_with_a_table(said, base):
     assert lines_with(table, "val: 2 pictures with ")
     assert "classes 5: disc, " in table
     assert "in training 48 to 64, longer side at most 96; in evaluation 64" in table
-    assert "2 epochs of 3 steps; 4 pictures a step (batch of 2 x 1 processes x 2 accumulated)" in table
-    assert "learning rate 0.0007, step" in table
+    assert "2 epochs of 3 steps; 4 images a step (batch of 2 x 1 processes x 2 accumulated)" in table
+    assert "learning rate 0.0007, step; meant for 4 images a step\n" in table
     assert lines_with(table, "1 x CPU, float32")
     assert lines_with(table, "kernels", "reference")
 
@@ -244,7 +244,7 @@ def test_a_dry_run_of_two_processes(base, tmp_path):
     assert done.stdout.startswith("[0, 0]"), done.stdout + done.stderr
     assert len(lines_with(done.stdout, "dry run: PASSED")) == 1
     assert "2 x CPU" in done.stdout
-    assert "4 pictures a step (batch of 1 x 2 processes x 2 accumulated)" in done.stdout
+    assert "4 images a step (batch of 1 x 2 processes x 2 accumulated)" in done.stdout
 
 
 def test_the_first_pictures_of_a_data_set(base):

@@ -42,7 +42,7 @@ SECTIONS = {
     "criterion.supervise": Supervision,
 }
 """Sections of a config, and what is called with them."""
-GIVEN = {"model", "optimizer", "steps_per_epoch"}
+GIVEN = {"model", "optimizer", "steps_per_epoch", "batch_size"}
 """Parameters that no config gives: the program does."""
 STAGES = {
     "models.backbones": "Backbones: `model.backbone`",

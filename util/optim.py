@@ -8,9 +8,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
+BACKBONE = r"^backbone\."
+SCALINGS = {None: lambda ratio: 1.0, "sqrt": math.sqrt, "linear": float}
+"""What becomes of learning rates that are used with `ratio` times the images a step that they are meant for."""
+
 
 def build_optimizer(
-    model: nn.Module, lr: float, weight_decay: float = 1e-4, scale: dict[str, float] | None = None
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 1e-4,
+    scale: dict[str, float] | None = None,
+    lr_backbone: float | None = None,
+    total_batch_size: int | None = None,
+    scale_lr: str | None = None,
+    batch_size: int | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, grouped by learning rate.
 
@@ -19,11 +30,22 @@ def build_optimizer(
         lr: learning rate.
         weight_decay: of every parameter, norms and biases too, as in the papers.
         scale: {regular expression: factor}; the first that is found in a parameter's name multiplies its learning rate.
+        lr_backbone: the backbone's own learning rate, whatever `scale` says; None leaves it to `scale`.
+        total_batch_size: images of an optimiser step that the learning rates are meant for.
+        scale_lr: what learning rates are multiplied by when a step has other than `total_batch_size` images: "sqrt", by
+            the root of the ratio, as Sparse DETR's code; "linear", by the ratio; None, by nothing.
+        batch_size: images of an optimiser step, all processes and accumulated batches together; only for `scale_lr`.
 
     Raises:
-        ValueError: an expression that no trainable parameter's name contains.
+        ValueError: an expression that no parameter's name contains, a rate for a backbone that does not train, an
+            unknown scaling, or one without the numbers that it takes.
     """
-    rules = [(None, 1.0), *(scale or {}).items()]
+    factor = lr_factor(scale_lr, total_batch_size, batch_size)
+    rules = [(None, lr), *((pattern, lr * share) for pattern, share in (scale or {}).items())]
+    if lr_backbone is not None:
+        if not any(p.requires_grad and re.search(BACKBONE, name) for name, p in model.named_parameters()):
+            raise ValueError(f"lr_backbone={lr_backbone}: nothing in this model's backbone trains")
+        rules.insert(1, (BACKBONE, lr_backbone))
     groups = {pattern: [] for pattern, _ in rules}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -32,8 +54,21 @@ def build_optimizer(
     for pattern in groups:
         if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
             raise ValueError(f"scale names '{pattern}', which is in no parameter's name")
-    listed = [{"params": groups[pattern], "lr": lr * factor} for pattern, factor in rules if groups[pattern]]
-    return torch.optim.AdamW(listed, lr=lr, weight_decay=weight_decay, fused=True)
+    listed = [{"params": groups[pattern], "lr": rate * factor} for pattern, rate in rules if groups[pattern]]
+    return torch.optim.AdamW(listed, lr=lr * factor, weight_decay=weight_decay, fused=True)
+
+
+def lr_factor(scale_lr: str | None, total_batch_size: int | None, batch_size: int | None) -> float:
+    """What learning rates are multiplied by; arguments and errors as of `build_optimizer`."""
+    if scale_lr not in SCALINGS:
+        raise ValueError(f"scale_lr={scale_lr!r} is none of {', '.join(map(repr, SCALINGS))}")
+    if total_batch_size is not None and total_batch_size < 1:
+        raise ValueError(f"total_batch_size={total_batch_size} must be 1 or more")
+    if scale_lr is None:
+        return 1.0
+    if total_batch_size is None or batch_size is None:
+        raise ValueError(f"scale_lr={scale_lr!r} needs total_batch_size: the images a step that lr is meant for")
+    return SCALINGS[scale_lr](batch_size / total_batch_size)
 
 
 KINDS = ("step", "cosine", "onecycle")

@@ -71,8 +71,8 @@ def describe_data(splits: list[str], names: list[str], data: Mapping) -> list[st
     return [*splits, f"classes {describe_names(names)}", f"shorter side in pixels: {'; '.join(sizes)}"]
 
 
-def describe_schedule(cfg: Mapping, steps: int, accumulate: int, groups: list[dict]) -> str:
-    """Length, pictures of a step, and learning rates.
+def describe_schedule(cfg: Mapping, steps: int, accumulate: int, groups: list[dict]) -> list[str]:
+    """Length, images of a step, learning rates, and the images of a step that these are meant for.
 
     Args:
         cfg: the config.
@@ -81,12 +81,26 @@ def describe_schedule(cfg: Mapping, steps: int, accumulate: int, groups: list[di
         groups: of the optimiser.
     """
     batch, epochs = cfg["data"]["batch_size"], cfg["schedule"]["epochs"]
-    pictures = f"{batch * world_size() * accumulate} pictures a step"
+    images = batch * world_size() * accumulate
     product = f"batch of {batch} x {world_size()} processes x {accumulate} accumulated"
     rates = [group.get("max_lr", group["initial_lr"]) for group in groups]
     listed = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
     kind = cfg["schedule"].get("kind", "step")
-    return f"{epochs} epochs of {steps} steps; {pictures} ({product}); learning rate {listed}, {kind}"
+    return [
+        f"{epochs} epochs of {steps} steps; {images} images a step ({product})",
+        f"learning rate {listed}, {kind}{_meant_for(cfg['optimizer'], images)}",
+    ]
+
+
+def _meant_for(optimizer: Mapping, images: int) -> str:
+    """What is to be said of learning rates and of the images of a step that a config has in mind."""
+    meant, scaling = optimizer.get("total_batch_size"), optimizer.get("scale_lr")
+    if meant is None:
+        return ""
+    if scaling is not None:
+        return f"; scaled ({scaling}) from {meant} images a step to {images}"
+    remedy = "" if meant == images else "; optimizer.scale_lr='sqrt' or 'linear' would adapt it"
+    return f"; meant for {meant} images a step{remedy}"
 
 
 def describe_device(precision: Precision, workers: int) -> str:

@@ -1,8 +1,19 @@
-"""What all papers here train with: AdamW, gradient norm clipped to 0.1, no EMA."""
+"""What all papers here train with: AdamW, gradient norm clipped to 0.1, no EMA.
+
+Learning rates are meant for total_batch_size images a step, all GPUs together; scale_lr='sqrt' or 'linear' adapts them to
+another number. lr_backbone is a rate of its own, where 'backbone' under `scale` is a factor of lr.
+"""
 
 compile = False
 checkpointing = ()
-optimizer = dict(lr=1e-4, weight_decay=1e-4, scale={'backbone': 0.1})
+optimizer = dict(
+    lr=1e-4,
+    lr_backbone=None,
+    weight_decay=1e-4,
+    total_batch_size=16,
+    scale_lr=None,
+    scale={'backbone': 0.1},
+)
 training = dict(
     clip_norm=0.1,
     accumulate=1,
@@ -16,3 +27,4 @@ training = dict(
     print_every=50,
     wandb=None,
 )
+aliases = dict(lr_backbone='optimizer.lr_backbone')

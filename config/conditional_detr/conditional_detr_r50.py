@@ -22,3 +22,4 @@ criterion = dict(
     losses=dict(ce=dict(type='FocalLoss', weight=2.0, alpha=0.25)),
 )
 postprocess = dict(type='SigmoidTopK', num_select=100, nms_iou=None)
+optimizer = dict(total_batch_size=16)

@@ -7,3 +7,4 @@ _base_ = 'conditional_detr_r50.py'
 
 model = dict(backbone=dict(dilation=True))
 data = dict(batch_size=1)
+optimizer = dict(total_batch_size=8)

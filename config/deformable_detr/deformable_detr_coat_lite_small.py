@@ -9,3 +9,4 @@ FILE: the CoaT authors' ImageNet-1k weights, from which the published model was 
 _base_ = 'deformable_detr_r50.py'
 
 model = dict(backbone=dict(type='CoaT', arch='lite_small', drop_path=0.0, pretrained=None))
+optimizer = dict(total_batch_size=16)

@@ -9,3 +9,4 @@ FILE: the MPViT authors' ImageNet-1k weights, from which the published model was
 _base_ = 'deformable_detr_r50.py'
 
 model = dict(backbone=dict(type='MPViT', arch='small', norm='sync', pretrained=None))
+optimizer = dict(total_batch_size=16)

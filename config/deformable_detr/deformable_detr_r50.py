@@ -41,4 +41,11 @@ criterion = dict(
     supervise=dict(matching=dict(name='loss_{loss}{layer}')),
 )
 postprocess = dict(type='SigmoidTopK', num_select=100, nms_iou=None)
-optimizer = dict(lr=2e-4, scale={'backbone': 0.1, 'reference_points|sampling_offsets': 0.1})
+optimizer = dict(
+    lr=2e-4,
+    total_batch_size=32,
+    scale={
+        'backbone': 0.1,
+        'reference_points|sampling_offsets': 0.1
+    },
+)

@@ -6,3 +6,4 @@ torchrun --nproc_per_node=8 main.py -c config/deformable_detr/deformable_detr_sw
 _base_ = ['deformable_detr_r50.py', '../_base_/swint.py']
 
 model = dict(backbone=dict(frozen=2))
+optimizer = dict(total_batch_size=16)

@@ -6,3 +6,4 @@ Sparse DETR's table gives 48.0 AP for a model with proposals; its 41.3 M paramet
 _base_ = ['deformable_detr_r50_two_stage.py', '../_base_/swint.py']
 
 model = dict(backbone=dict(frozen=2))
+optimizer = dict(total_batch_size=16)

@@ -36,3 +36,4 @@ criterion = dict(
     supervise=dict(matching=dict(name='loss_{loss}{layer}')),
 )
 postprocess = dict(type='SoftmaxBest')
+optimizer = dict(total_batch_size=64)

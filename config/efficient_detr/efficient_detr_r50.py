@@ -10,3 +10,4 @@ _base_ = '../deformable_detr/deformable_detr_r50_two_stage.py'
 official_keys = 'efficient_detr'
 model = dict(queries=dict(init=dict(type='FromMemory'), score='max'))
 criterion = dict(supervise=dict(proposals=dict(labels='classes')))
+optimizer = dict(total_batch_size=16)  # its code also has what scale_lr='sqrt' does

@@ -16,3 +16,4 @@ model = dict(
     decoder=dict(layer=_layer, refine='look_forward_twice'),
 )
 criterion = dict(supervise=dict(one2many=dict(name='loss_{loss}{layer}_one2many', repeat=6, weight=1.0)))
+optimizer = dict(total_batch_size=16)

@@ -1,3 +1,6 @@
-"""Lite-DINO H3L1-(2+1)x3, key-aware, Swin-T, 36 epochs."""
+"""Lite-DINO H3L1-(2+1)x3, key-aware, Swin-T, 46 epochs."""
 
 _base_ = ['lite_dino_r50_h3l1_2p1x3_kda.py', '../_base_/swint.py']
+
+model = dict(queries=dict(box_noise_scale=0.4))
+schedule = dict(epochs=46)

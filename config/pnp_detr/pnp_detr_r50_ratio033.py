@@ -22,3 +22,4 @@ model = dict(
         ),
     ))
 criterion = dict(terms=dict(sample_reg_loss=dict(type='SampleScorePenalty', weight=1e-4)))
+optimizer = dict(total_batch_size=16)

@@ -15,6 +15,6 @@ data = dict(
     augment=dict(scales=(176, 192, 208), max_size=278, flip_vertical=0.5),
     resize=dict(scale=208, max_size=278),
 )
-optimizer = dict(lr=5e-4)
+optimizer = dict(lr=5e-4, total_batch_size=8)
 schedule = dict(epochs=50)
 training = dict(eval_every=10, save_every=10, print_every=100)

@@ -24,6 +24,6 @@ data = dict(
     augment=dict(scales=(120, 128, 136), max_size=208, crop=None),
     resize=dict(scale=128, max_size=208),
 )
-optimizer = dict(lr=7e-4, scale={'backbone': 1.0})
+optimizer = dict(lr=7e-4, total_batch_size=4, scale={'backbone': 1.0})
 schedule = dict(epochs=5, kind='onecycle')
 training = dict(ema=dict(decay=0.998), eval_every=5, print_every=20)

@@ -21,3 +21,4 @@ criterion = dict(
     metrics=dict(corr=dict(type='TokenCorrelation')),
 )
 aliases = dict(rho='model.encoder.keep_ratio', scrl_pretrained_path='model.backbone.pretrained')
+optimizer = dict(total_batch_size=16)  # its code also has what scale_lr='sqrt' does

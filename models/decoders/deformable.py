@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from models.layers.basic import MLP, init_xavier
+from models.layers.basic import MLP, init_xavier, start_alike
 from models.layers.position import box_sine_embedding
 from models.registry import PARTS
 from models.structures import Detections, Pyramid, Queries
@@ -83,6 +83,7 @@ class DeformableDecoder(nn.Module):
             raise ValueError(f"refine='{refine}' is none of {', '.join(REFINEMENTS)}")
         self.next_reference = REFINEMENTS[refine]
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+        start_alike(self.layers)
         first = head()
         self.heads = nn.ModuleList(first if share_head else copy.deepcopy(first) for _ in range(num_layers))
         self.heads[0].set_size_bias(size_bias)

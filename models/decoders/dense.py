@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from models.layers.basic import start_alike
 from models.registry import PARTS
 from models.structures import Detections, Queries, TokenSet
 
@@ -25,6 +26,7 @@ class DenseDecoder(nn.Module):
     ):
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+        start_alike(self.layers)
         self.norm = nn.LayerNorm(d_model)
         self.head = head()
 

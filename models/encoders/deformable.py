@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from models.layers.basic import start_alike
 from models.registry import PARTS
 from models.structures import Pyramid
 
@@ -20,6 +21,7 @@ class DeformableEncoder(nn.Module):
     def __init__(self, layer: Callable[[], nn.Module], num_layers: int = 6):
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+        start_alike(self.layers)
 
     def forward(self, pyramid: Pyramid) -> tuple[Pyramid, dict]:
         """Updates every token."""

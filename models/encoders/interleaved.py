@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from models.layers.basic import start_alike
 from models.registry import PARTS
 from models.structures import Pyramid
 
@@ -44,6 +45,8 @@ class InterleavedEncoder(nn.Module):
         self.layers = nn.ModuleList(
             last_layer(high_levels=high_levels) if self._ends_block(index) else layer() for index in range(num_layers)
         )
+        for ends in (False, True):
+            start_alike([layer for index, layer in enumerate(self.layers) if self._ends_block(index) == ends])
 
     def _ends_block(self, index: int) -> bool:
         return (index + 1) % self.layers_per_block == 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.layers.basic import pick
+from models.layers.basic import pick, start_alike
 from models.layers.scoring import TokenScorer
 from models.registry import PARTS
 from models.structures import Detections, Pyramid, TokenSelection
@@ -45,6 +45,7 @@ class SparseEncoder(nn.Module):
         self.features = features()
         self.scorer = TokenScorer(d_model)
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+        start_alike(self.layers)
         first = head() if head else None
         self.heads = nn.ModuleList(copy.deepcopy(first) for _ in range(num_layers - 1) if first)
 

@@ -1,6 +1,6 @@
 """Small pieces that many parts need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 
@@ -9,6 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+
+@torch.no_grad()
+def start_alike(layers: Sequence[nn.Module]):
+    """Gives layers of one kind, of which there may be none, the biases of the first.
+
+    So they start in the papers' code: as copies of one layer, of which the matrices alone are drawn anew.
+    """
+    for layer in layers[1:]:
+        for name, parameter in layer.named_parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(layers[0].get_parameter(name))
 
 
 class Recomputable(nn.Module):

@@ -29,9 +29,13 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(d_model, d_model)
         self.output_proj = nn.Linear(d_model, d_model)
         self._reset_offsets()
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        self._reset_projection(self.value_proj)
+        self._reset_projection(self.output_proj)
+
+    @staticmethod
+    def _reset_projection(projection: nn.Linear):
+        nn.init.xavier_uniform_(projection.weight)
+        nn.init.zeros_(projection.bias)
 
     def _reset_offsets(self):
         """Every head looks along its own direction of a square ring, point i at distance i (Deformable DETR, A.4)."""
@@ -108,6 +112,7 @@ class MSDeformAttnWithQueryProj(MSDeformAttn):
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
         super().__init__(d_model, num_heads, num_levels, num_points)
         self.query_proj = nn.Linear(d_model, d_model).requires_grad_(False)
+        self._reset_projection(self.query_proj)
 
 
 @PARTS.register
@@ -121,8 +126,7 @@ class KeyAwareDeformAttn(DeformableAttention):
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
         super().__init__(d_model, num_heads, num_levels, num_points)
         self.query_proj = nn.Linear(d_model, d_model)
-        nn.init.xavier_uniform_(self.query_proj.weight)
-        nn.init.zeros_(self.query_proj.bias)
+        self._reset_projection(self.query_proj)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """Attends; arguments and result as in MSDeformAttn."""

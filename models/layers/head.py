@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from models.layers.basic import MLP, inverse_sigmoid
@@ -35,6 +36,13 @@ class DetectionHead(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         nn.init.constant_(last.bias[2:], bias)
+
+    @torch.no_grad()
+    def start_like(self, other: "DetectionHead"):
+        """Takes another head's fresh weights, its size bias aside."""
+        self.class_embed.load_state_dict(other.class_embed.state_dict())
+        for mine, theirs in zip(self.bbox_embed.layers[:-1], other.bbox_embed.layers[:-1], strict=True):
+            mine.load_state_dict(theirs.state_dict())
 
     def forward(self, hidden: Tensor, reference: Tensor) -> Detections:
         """(..., C) and (..., 2 or 4) in (0, 1) -> logits and boxes."""

@@ -178,11 +178,19 @@ class FromMemory(BoxEmbedding):
 
 @PARTS.register
 class LearnedContent(nn.Module):
-    """DINO's mixed selection: boxes are chosen, content is learned; row i goes with rank i (DINO, section 3.4)."""
+    """DINO's mixed selection: boxes are chosen, content is learned; row i goes with rank i (DINO, section 3.4).
+
+    Starts xavier-uniform like every matrix of DINO's transformer, to which its code counts it; H-DETR's does not.
+
+    Args:
+        d_model: channels.
+        num_queries: how many rows are learned.
+    """
 
     def __init__(self, d_model: int, num_queries: int):
         super().__init__()
         self.embed = nn.Embedding(num_queries, d_model)
+        nn.init.xavier_uniform_(self.embed.weight)
 
     def forward(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, None]:
         """(B, Q, 4), (B, Q, C) -> content (B, Q, C), and None: the decoder derives positions from the boxes."""
