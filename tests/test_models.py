@@ -220,6 +220,21 @@ class Part(nn.Module):
         return self.norm(self.linear(images[0]).relu()).softmax(-1).sum()
 
 
+def test_a_part_that_asks_for_values_is_counted_too():
+    """Tensors that have shapes alone cannot answer it."""
+
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images):
+            answer = self.conv(images[0][None])
+            return answer * (1 if answer.sum().item() > 0 else 2)
+
+    assert count_gmacs(Asking(), [torch.empty(3, 4, 8)]) == pytest.approx(3 * 4 * 4 * 8 / 1e9)
+
+
 def test_every_operation_is_counted_as_said():
     numbers = 3 * 4 * 16  # of a picture 4 high and 8 wide after the linear layer
     counted = count_operations_by_part(Part(), [torch.empty(3, 4, 8)])

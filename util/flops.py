@@ -120,7 +120,7 @@ def count_operations_by_part(detector: nn.Module, images: list[Tensor], inferenc
 def _count(detector: nn.Module, images: list[Tensor], inference: bool, formulas: dict) -> dict[str, int]:
     try:
         return _count_on("meta", detector, images, inference, formulas)
-    except NotImplementedError:  # its shapes depend on values, as region proposals do: black pictures must do
+    except RuntimeError:  # it asks for values, as region proposals do: black images must do; other faults come again
         return _count_on("cpu", detector, images, inference, formulas)
 
 
