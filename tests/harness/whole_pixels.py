@@ -8,6 +8,7 @@ usage: python -m tests.harness.whole_pixels [EXTENSION]     one line for each ki
 EXTENSION is a compiled op in place of the one that models.ops finds, such as one with AddressSanitizer (make sanitize).
 """
 
+import importlib
 import importlib.util
 import itertools
 import math
@@ -209,8 +210,7 @@ def main() -> int:
         name = "models.ops.leandetr_ops"
         spec = importlib.util.spec_from_file_location(name, sys.argv[1])
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        from models.ops import library  # noqa: F401  the operators, to which the kernels attach themselves
-
+        importlib.import_module("models.ops.library")  # the operators, to which the kernels attach themselves
         spec.loader.exec_module(sys.modules[name])
     results = {kind: sweep(kind) for kind in KINDS}
     for kind, (tried, bad) in results.items():
