@@ -78,6 +78,12 @@ def test_swin_norms_only_what_it_returns():
     assert sum(p.numel() for p in alone.parameters()) == 27_519_354
 
 
+def test_later_blocks_of_swin_are_skipped_more_often():
+    backbone = SwinTransformer("tiny", drop_path=0.22)
+    rates = [block.drop_path.p for stage in backbone.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.02 * i for i in range(12)])
+
+
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_leading_pieces_of_swin_can_be_frozen(frozen):
     backbone = SwinTransformer("tiny", frozen=frozen)

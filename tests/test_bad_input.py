@@ -148,7 +148,8 @@ def test_missing_files_are_named(root):
     ("listed", "convention", "message"),
     [
         (CELLS, "voc", "data.categories = 'voc' is none of auto, coco, contiguous"),
-        ([{"id": 400, "name": "x"}], "coco", "ids from 1 to 90; take 'contiguous'"),
+        ([{"id": 91, "name": "x"}], "coco", "ids from 1 to 90; take 'contiguous'"),
+        ([{"id": 0, "name": "x"}], "coco", "ids from 1 to 90; take 'contiguous'"),
     ],
 )
 def test_categories_that_cannot_be_numbered(listed, convention, message):

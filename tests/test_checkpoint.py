@@ -5,8 +5,10 @@ import functools
 import json
 import os
 import pickle
+import stat
 import threading
 from http.server import HTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises((AttributeError, pickle.PicklingError)):
         save_checkpoint({"epoch": 2, "bad": lambda: 1}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth")["epoch"] == 1
+
+
+def test_content_and_name_reach_the_disk_in_this_order(tmp_path, monkeypatch):
+    """What a loss of power leaves is the old file or the new one."""
+    events, fsync, rename = [], os.fsync, Path.replace
+
+    def note_sync(descriptor):
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+        fsync(descriptor)
+
+    def note_name(self, target):
+        events.append("name")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_name)
+    save_checkpoint({"epoch": 1}, tmp_path / "a.pth", tmp_path / "b.pth")
+    assert events == ["content", "name", "folder"] * 2
 
 
 class Malicious:
@@ -253,6 +273,12 @@ def test_official_keys_map_one_to_one(name):
             shape = entries[entry] if isinstance(entry, str) else entry
             assert list(ours[new].shape) == shape
     assert set(target) == {key for key in ours if not key.endswith("num_batches_tracked")}
+
+
+def test_a_head_of_its_own_goes_before_the_first():
+    weights = {f"class_embed.{i}.bias": torch.tensor([i]) for i in (2, 0, 1)}
+    found = convert_official(weights, "huggingface_deformable_detr")
+    assert [found[f"decoder.heads.{i}.class_embed.bias"].item() for i in range(6)] == [0, 1, 2, 0, 0, 0]
 
 
 def test_an_unknown_family_is_named():

@@ -1,13 +1,25 @@
 """Configs: inheritance, overrides, messages, and the way back to a file."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from models import build_criterion, build_detector
-from util.config import ConfigError, dump_config, load_config, merge, parse_config, parse_options, parse_value
+from models.encoders.interleaved import InterleavedEncoder
+from util.config import (
+    ConfigError,
+    dump_config,
+    find_value,
+    load_config,
+    merge,
+    parse_config,
+    parse_options,
+    parse_value,
+)
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent.name != "_base_")
@@ -142,6 +154,12 @@ def test_broken_files_are_named(write):
         load_config(write("three.py", "_base_ = 'absent.py'\n"))
 
 
+def test_a_value_is_found_wherever_it_stands_the_outermost_first():
+    node = {"a": {"x": None, "n": 2}, "n": 1, "b": {"c": {"n": 3, "m": 0}}}
+    assert [find_value(node, name) for name in ("n", "m", "x", "y")] == [1, 0, None, None]
+    assert find_value(3, "n") is None
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_can_be_written_and_read_back(path, tmp_path):
     cfg = load_config(path)
@@ -230,6 +248,11 @@ class TestLiteDETRsOwnCommands:
     def test_blocks_must_divide_layers(self):
         with pytest.raises(ConfigError, match="num_blocks=4 must divide num_layers=6"):
             build_detector(load_config(LITE, {"num_expansion": 4}))
+
+    @pytest.mark.parametrize(("high_levels", "fits"), [(0, False), (1, True), (4, True), (5, False)])
+    def test_high_levels_are_some_or_all(self, high_levels, fits):
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="between 1 and num_levels=4"):
+            InterleavedEncoder(nn.Identity, lambda high_levels: nn.Identity(), num_levels=4, high_levels=high_levels)
 
     def test_an_unknown_short_name_is_an_error(self):
         with pytest.raises(ConfigError, match="did you mean 'num_expansion'"):

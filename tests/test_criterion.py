@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
+import models.criteria.criterion
 from models.criteria.criterion import Criterion, Supervision
 from models.criteria.losses import BoxGIoU, BoxL1, FocalLoss, SoftmaxCrossEntropy
 from models.criteria.matcher import HungarianMatcher, SoftmaxHungarianMatcher, Targets, known_pairs
@@ -128,6 +129,11 @@ def test_boxes_there_and_back_and_iou_bounds(numbers):
     )
 
 
+def test_overlap_of_boxes_without_area_is_finite_with_eps():
+    point = torch.tensor([0.3, 0.4, 0.3, 0.4])
+    assert generalized_iou(point, point, eps=1e-6) == 0
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (9, 1)])
 def test_pictures_without_objects_or_with_too_many(counts):
     predicted = detections(2, 2, 6)
@@ -137,6 +143,8 @@ def test_pictures_without_objects_or_with_too_many(counts):
     total.backward()
     assert total.isfinite()
     assert predicted.logits.grad.abs().sum() > 0
+    if not sum(counts):
+        assert metrics["class_error"] == 100
     assert all(metric.isfinite() for metric in metrics.values())
 
 
@@ -178,6 +186,16 @@ def test_denoising_pairs_are_known():
     assert pairs.picture.tolist() == [0, 0, 1] * 2
     assert pairs.query[0].tolist() == [0, 1, 0, 4, 5, 4]
     assert pairs.target[0].tolist() == [0, 1, 2] * 2
+
+
+def test_half_an_object_counts_as_one_in_every_group(monkeypatch):
+    """One object in two processes: the mean is below 1, by which no loss may be multiplied."""
+    monkeypatch.setattr(models.criteria.criterion, "mean_over_processes", lambda number: number / 2)
+    groups = [QueryGroup("denoising", 2, True)] * 3 + [QueryGroup("matching", 6)]
+    c = criterion(denoising=Supervision("loss_{loss}_dn{layer}", known=True))
+    together, _ = c.train()(output(detections(1, 1, 12), *groups), objects(1))
+    alone, _ = c.eval()(output(detections(1, 1, 12), *groups), objects(1))
+    assert together == alone
 
 
 def test_half_precision_outputs_are_compared_in_float32():

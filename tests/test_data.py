@@ -117,6 +117,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
     assert torch.equal(first[1]["boxes"], again[1]["boxes"])
     others = [data[(1, epoch)][0] for epoch in range(8)]
     assert any(other.shape != first[0].shape or not torch.equal(other, first[0]) for other in others)
+    reseeded = dataset(folder(), transform=transform, seed=1)
+    assert not all(torch.equal(reseeded[(1, epoch)][1]["boxes"], data[(1, epoch)][1]["boxes"]) for epoch in range(8))
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -291,7 +293,22 @@ def test_flipping_twice_is_nothing():
     sample = Sample(Image.new("RGB", (48, 40)), np.array([[1, 2, 9, 30]], np.float32), np.zeros(1, np.int64))
     for flip in (Sample.mirrored, Sample.upended):
         assert flip(flip(sample)).boxes.tolist() == sample.boxes.tolist()
-        assert flip(sample).boxes.tolist() != sample.boxes.tolist()
+    assert sample.mirrored().boxes.tolist() == [[48 - 9, 2, 48 - 1, 30]]
+    assert sample.upended().boxes.tolist() == [[1, 40 - 30, 9, 40 - 2]]
+
+
+def test_windows_have_every_size_that_is_allowed():
+    sample = Sample(Image.new("RGB", (48, 24)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    shapes = set()
+    for seed in range(200):
+        transform = TrainTransform((24,), 999, {"scales": (24,), "min_size": 23, "max_size": 26})
+        shapes.add(transform(sample, np.random.default_rng(seed)).image.size)
+    windows = {
+        (24 * width // min(width, height), 24 * height // min(width, height))
+        for width in (23, 24, 25, 26)
+        for height in (23, 24)
+    }
+    assert shapes == windows | {(48, 24)}
 
 
 # ------------------------------------------------------------------------------------------------ samplers and loaders
@@ -317,6 +334,7 @@ def test_epochs_differ_and_repeat():
     assert list(sampler) == first
     sampler.epoch = 1
     assert [i for i, _ in sampler] != [i for i, _ in first]
+    assert [i for i, _ in TrainSampler(20, seed=1)] not in ([i for i, _ in sampler], [i for i, _ in first])
 
 
 def options(root, **more):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import main as program
 from tests.harness.forked import prepare
@@ -96,6 +97,44 @@ def test_a_step_of_several_batches_is_skipped_whole():
     assert "grad_norm" in steps.take(Batch(torch.randn(2, 3, 8, 8)), True, False)
 
 
+def test_a_step_of_several_batches_is_of_their_mean():
+    norms = []
+    for accumulate in (1, 2):
+        steps, batch = stepper(accumulate=accumulate), Batch(torch.linspace(-1, 1, 384).view(2, 3, 8, 8))
+        steps.state.model.stem[2].p = 0.0  # equal batches are to have equal gradients
+        numbers = [steps.take(batch, last, False) for last in [False] * (accumulate - 1) + [True]]
+        norms.append(numbers[-1]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0])
+
+
+def test_processes_exchange_gradients_once_a_step():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        steps, exchanged = stepper(accumulate=3), []
+        steps.model = DistributedDataParallel(steps.state.model)
+        steps.state.model.register_forward_hook(lambda *_: exchanged.append(steps.model.require_backward_grad_sync))
+        for last in (False, False, True):
+            steps.take(Batch(torch.randn(2, 3, 8, 8)), last, False)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert exchanged == [False, False, True]
+
+
+def test_steps_are_clipped():
+    moved = []
+    for clip_norm in (None, 1e-3):
+        steps = stepper()
+        steps.clip_norm = clip_norm
+        steps.state.optimizer = torch.optim.SGD(steps.state.model.parameters(), 1.0)
+        steps.state.schedule = build_schedule(steps.state.optimizer, 4, 2)
+        before = [p.detach().clone() for p in steps.state.model.parameters()]
+        norm = steps.take(Batch(torch.randn(2, 3, 8, 8)), True, False)["grad_norm"]
+        changes = [p - old for p, old in zip(steps.state.model.parameters(), before, strict=True)]
+        moved.append(torch.nn.utils.get_total_norm(changes).item())
+        assert norm > 0.01  # as it was before
+    assert moved == pytest.approx([norm, 1e-3], rel=1e-2)
+
+
 def test_a_gradient_that_is_not_finite(caplog):
     steps = stepper(patience=2)
     before = snapshot(steps.state)
@@ -139,6 +178,17 @@ def test_the_first_offender_is_found_without_a_trace():
         "weights or statistics themselves are not finite: head.bias"
     )
     assert "no gradient" in gradients_not_finite(model)
+
+
+def test_no_number_is_looked_for_before_infinity():
+    """A module may mean infinity, as masks do."""
+    model, images = nn.Sequential(nn.Identity(), nn.ReLU()), torch.ones(2, 3)
+    model[0].register_forward_hook(lambda module, given, answer: answer / 0)
+    found = first_offender(model, lambda: model(images), Rewind(model))
+    assert found == "0 (Identity) answered infinity"
+    model[1].register_forward_hook(lambda module, given, answer: answer * 0)
+    found = first_offender(model, lambda: model(images), Rewind(model))
+    assert found == "1 (ReLU) answered NaN, as was given to it"
 
 
 def test_a_rehearsal_leaves_nothing_behind():

@@ -10,6 +10,7 @@ import torch
 
 import datasets.coco_eval
 from datasets.annotations import read_annotations
+from datasets.categories import Categories
 from datasets.coco_eval import NUMBERS, CocoEvaluator, as_coco
 from datasets.shapes import make_shapes
 
@@ -108,6 +109,19 @@ def test_categories_come_back_as_ids(annotations):
     assert {row["category_id"] for row in rows} == set(annotations.category_ids.tolist())
     assert json.loads(json.dumps(rows)) == rows
     assert len(rows) == len(annotations.boxes)
+
+
+def test_detections_of_no_category_are_left_out(annotations):
+    """COCO's 91 slots have gaps, in which a classifier may find something all the same."""
+    listed = annotations.categories
+    gap = dataclasses.replace(annotations, categories=Categories((None, *listed.ids), ("", *listed.names)))
+    results, targets = truth(annotations)
+    expected = CocoEvaluator(annotations)
+    expected.update(results, targets)
+    found = CocoEvaluator(gap)
+    found.update([{**result, "labels": result["labels"] + 1} for result in results], targets)
+    found.update([{**result, "labels": torch.zeros_like(result["labels"])} for result in results], targets)
+    np.testing.assert_array_equal(found.detections(), expected.detections())
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("faster_coco_eval"), reason="faster-coco-eval is not installed")

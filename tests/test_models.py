@@ -9,6 +9,10 @@ from torch import nn
 
 from models import build_criterion, build_detector, build_postprocessor
 from models.backbones.resnet import ResNet
+from models.layers.attention import ProjectedAttention
+from models.layers.deformable_attention import MSDeformAttn
+from models.layers.dense import ConditionalDecoderLayer, DenseDecoderLayer, DenseEncoderLayer
+from models.layers.transformer import DeformableDecoderLayer, DeformableEncoderLayer, SplitFFNEncoderLayer
 from models.ops import available_backends
 from models.structures import Detections, DetectorOutput, Pyramid, QueryGroup
 from models.weights import load_pretrained_backbone
@@ -76,6 +80,39 @@ def test_a_fresh_model_starts_alike_with_every_backend(stem):
         expected_loss, expected_norm = first_step()
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+def layers(dropout):
+    """Layers with the arguments of their forward and how often they drop, and what stays when all is dropped."""
+    torch.manual_seed(0)
+    shapes, tokens, pos, query, place = ((3, 4),), *torch.randn(4, 2, 12, 8)
+    memory = Pyramid(tokens, pos, torch.zeros(2, 12, dtype=torch.bool), shapes, (shapes, shapes))
+    sizes = {"d_model": 8, "ffn_dim": 8, "dropout": dropout}
+    heads, deformable = sizes | {"num_heads": 2}, sizes | {"attention": lambda: MSDeformAttn(8, 2, 1)}
+    asking = tokens, pos, memory.centers_on_levels(), memory
+    yield DeformableEncoderLayer(**deformable), asking, 3, lambda layer: layer.norm2(layer.norm1(tokens))
+    for coarse, name in ((1, "norm2"), (0, "norm22")):
+        layer = SplitFFNEncoderLayer(**deformable, low_ffn_dim=8, high_levels=coarse)
+        yield layer, asking, 5, lambda layer, name=name: getattr(layer, name)(layer.norm1(tokens))
+    yield DenseEncoderLayer(**heads), (memory,), 3, lambda layer: layer.norm2(layer.norm1(tokens))
+    decoder = DeformableDecoderLayer(**deformable, num_heads=2)
+    yield decoder, (query, pos, *asking[2:], None), 4, lambda layer: layer.norm3(layer.norm1(layer.norm2(query)))
+    for kind, more in ((DenseDecoderLayer, ()), (ConditionalDecoderLayer, (place,))):
+        arguments = query, pos, *more, memory, None
+        yield kind(**heads), arguments, 4, lambda layer: layer.norm3(layer.norm2(layer.norm1(query)))
+
+
+def test_layers_drop_all_that_they_add_to_their_input():
+    """After every attention, inside and after the network; attention among all tokens drops weights of its own."""
+    for layer, arguments, times, rest in layers(dropout=1.0):
+        calls = []
+        layer.dropout.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        answer = layer.train()(*arguments)
+        answer = answer[0] if isinstance(answer, tuple) else answer
+        torch.testing.assert_close(answer, rest(layer))
+        assert len(calls) == times, type(layer)
+        dense = [m for m in layer.modules() if isinstance(m, nn.MultiheadAttention | ProjectedAttention)]
+        assert all(m.dropout == 1.0 for m in dense)
 
 
 @pytest.mark.parametrize("path", [LITE, ROOT / "config/deformable_detr/deformable_detr_r50_two_stage.py"])
@@ -151,6 +188,9 @@ def test_without_gradients_the_answer_is_the_same():
         assert "proposals" not in lean.seen
         torch.testing.assert_close(lean.logits, full.logits, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(lean.boxes, full.boxes, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            judged = detector(images, objects(1, 5))  # an evaluation has losses too
+        assert judged.seen["proposals"].logits.shape == full.seen["proposals"].logits.shape
 
 
 @pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "sparse_detr/sparse_detr_r50_rho_0.3"])
@@ -243,6 +283,17 @@ def test_every_operation_is_counted_as_said():
     assert counted == pytest.approx({"part": (2 * 8 + 1 + 7 + 5 + 1) * numbers / 1e9})
 
 
+@pytest.mark.parametrize("kernel", [3, [3], (3, 3)])
+@pytest.mark.parametrize("pool", [nn.functional.max_pool2d, nn.functional.avg_pool2d])
+def test_pooling_looks_at_every_number_of_its_window(pool, kernel):
+    class Pooling(nn.Module):
+        def forward(self, images):
+            return pool(images[0][None], kernel)
+
+    counted = count_operations_by_part(nn.Sequential(OrderedDict(part=Pooling())), [torch.empty(3, 6, 9)])
+    assert counted == pytest.approx({"part": 9 * 3 * 2 * 3 / 1e9})
+
+
 def test_tables_that_count_elements_count_them_as_said():
     numbers, part = 3 * 4 * 16, nn.Sequential(OrderedDict(part=Part()))
     assert count_gmacs(part, [torch.empty(3, 4, 8)]) == pytest.approx((8 + 5) * numbers / 1e9)
@@ -308,6 +359,19 @@ def test_one_detection_for_every_query():
     torch.testing.assert_close(centres, boxes[0, 1, order, :2] * torch.tensor([70.0, 50.0]))
 
 
+def test_regions_learn_the_classes_after_the_background():
+    """While all logits are equal, the class of the objects is the one of which more is wanted."""
+    detector = build_detector(shrunk(ROOT / "config/faster_rcnn/faster_rcnn_r50_fpn.py")).train()
+    scorer = detector.regions.roi_heads.box_predictor.cls_score
+    nn.init.zeros_(scorer.weight)
+    nn.init.zeros_(scorer.bias)
+    for label in (0, 4):
+        target = {"labels": torch.tensor([label]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6]])}
+        loss = detector(pictures((64, 96)), [target]).losses["loss_classifier"]
+        (wanted,) = torch.autograd.grad(loss, scorer.bias)
+        assert wanted[1:].argmin() == label
+
+
 def test_a_single_map_neck_wants_a_single_map():
     with pytest.raises(ConfigError, match=r"SingleMapNeck: reads one map, the backbone returns 2"):
         build_detector(shrunk(ROOT / "config/detr/detr_r50.py", **{"model.backbone.stages": (3, 4)}))
@@ -336,6 +400,20 @@ def test_sampling_draws_a_ratio_in_training_and_survives_extremes():
 def test_backbone_norms(norm, has_buffers):
     backbone = build_detector(shrunk(LITE, **{"model.backbone.norm": norm})).backbone
     assert bool(list(backbone.buffers())) == has_buffers
+
+
+def test_frozen_norms_are_the_same_inside_the_weights():
+    """Without gradients they are multiplied into the weights, with what is added to small variances."""
+    torch.manual_seed(0)
+    backbone = ResNet(18, stages=(1,))
+    for name, value in backbone.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(1e-6, 1e-4)
+    (image,) = pictures((64, 96))
+    (plain,) = backbone(image[None])
+    with torch.no_grad():
+        (folded,) = backbone(image[None])
+    torch.testing.assert_close(folded, plain, rtol=1e-3, atol=1e-5 * plain.max().item())
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 3])

@@ -1,6 +1,7 @@
 """The op: every backend against the definition in plain PyTorch."""
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn, reference
@@ -356,9 +358,30 @@ def test_shapes_may_be_a_tensor_and_inputs_strided():
     torch.testing.assert_close(answer, reference.ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights))
 
 
-def test_what_the_kernels_cannot_take_falls_to_the_reference():
-    _, _, value, locations, weights = problem(((3, 4), (1, 1)), D=6)
-    assert ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights).shape == (2, 5, 12)
+@needs_extension
+def test_gradients_of_any_layout():
+    """That of a sum is one number in memory, that of a transposed answer is transposed."""
+    shapes = ((3, 4), (2, 2))
+    query, key, value, locations, weights = problem(shapes)
+    direction = torch.randn(16, 5, 2)
+    for backend, reduced in itertools.product(
+        COMPILED, (Tensor.sum, lambda x: (x.permute(2, 1, 0) * direction.to(x)).sum())
+    ):
+        grads = []
+        for name in (backend, "reference"):
+            inputs = [x.to(DEVICE[name]).requires_grad_() for x in (query, key, value, locations, weights)]
+            answers = (
+                ms_deform_attn(inputs[2], shapes, inputs[3], inputs[4], name),
+                key_aware_deform_attn(*inputs[:3], shapes, inputs[3], name),
+            )
+            grads.append([x.cpu() for answer in answers for x in torch.autograd.grad(reduced(answer), inputs[2:4])])
+        assert_equal(*grads, 1e-5)
+
+
+@pytest.mark.parametrize("size", [{"D": 6}, {"P": 65}], ids=str)
+def test_what_the_kernels_cannot_take_falls_to_the_reference(size):
+    _, _, value, locations, weights = problem(((3, 4), (1, 1)), **size)
+    assert ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights).shape == (2, 5, 2 * value.shape[-1])
     for backend in COMPILED:
         with pytest.raises(ValueError, match="cannot take"):
             ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights, backend)

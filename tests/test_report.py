@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.analysis import analyse, coco_matches, read_results, run_coco_eval
+from datasets.analysis import Analysis, PictureScores, analyse, coco_matches, read_results, run_coco_eval
 from datasets.annotations import read_annotations
 from datasets.coco_eval import NUMBERS, as_coco
 from datasets.shapes import make_shapes
@@ -131,6 +131,26 @@ def test_the_confusion_matrix_counts_every_object_and_detection_once(tmp_path):
     assert (picture.correct, picture.wrong, picture.missed) == (1, 3, 2)
     assert picture.objects_found.tolist() == [True, False, False, True]
     assert picture.f1 == 2 / 7
+
+
+def test_errors_of_the_score_itself_are_sure(tmp_path):
+    annotations = annotated(tmp_path, [(1, *A)])
+    for score, sure in ((0.5, 1), (0.51, 0)):
+        analysis = analyse(annotations, detected((1, *FAR, 0.5)), score)
+        assert {error.kind: error.sure for error in analysis.errors}["background"] == sure
+        assert analysis.confusion.sum() == sure + 1  # and the missed object
+        assert analysis.pictures[0].wrong == sure
+
+
+def test_of_equal_pictures_those_with_more_to_see_are_shown():
+    def picture(index, correct, wrong, missed):
+        return PictureScores(index, correct, wrong, missed, np.zeros(0, int), (), np.zeros(0, bool))
+
+    scores = [(1, 0, 0), (0, 1, 0), (3, 0, 0), (0, 2, 3), (2, 0, 1), (0, 0, 2)]
+    pictures = [picture(index, *counts) for index, counts in enumerate(scores)]
+    best, worst = Analysis({}, [], {}, [], np.zeros((1, 1)), pictures, 0.5).extremes(9)
+    assert [one.index for one in worst] == [3, 5, 1]
+    assert [one.index for one in best] == [2, 0, 4]
 
 
 @pytest.fixture(scope="module")

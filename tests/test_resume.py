@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,12 +16,13 @@ import pytest
 import torch
 
 import main as program
+import util.state
 from datasets.samplers import TrainSampler
 from tests.harness.forked import prepare
 from tests.harness.kill import equal, journal
 from util.arguments import parse_arguments
 from util.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from util.optim import build_schedule
+from util.optim import build_schedule, moving_average
 from util.preemption import EXIT_PREEMPTED, StopRequest
 from util.state import TrainingState
 from util.store import CheckpointStore
@@ -97,6 +99,22 @@ def test_signals_that_come_together_are_one():
         assert stop()
 
 
+def test_what_listened_before_listens_again():
+    before = signal.getsignal(signal.SIGTERM)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    outer = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        with StopRequest():
+            pass
+        assert signal.set_wakeup_fd(outer) == theirs.fileno()
+    finally:
+        signal.set_wakeup_fd(outer)
+        ours.close()
+        theirs.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_second_signal_ends_at_once():
     code = """
 import sys, time
@@ -129,7 +147,8 @@ def test_an_evaluation_that_fails_loses_no_epoch(base, whole, tmp_path, monkeypa
 def test_a_damaged_checkpoint_is_passed_over(base, whole, tmp_path, capsys):
     assert run(base, tmp_path, "--options", "schedule.epochs=1", "--save_every_steps", "1") == 0
     newest = bytearray((tmp_path / "checkpoint.pth").read_bytes())
-    newest[len(newest) // 2] ^= 1
+    middle = slice(len(newest) // 2, len(newest) // 2 + 256)  # a single byte may only fill the space between tensors
+    newest[middle] = bytes(byte ^ 1 for byte in newest[middle])
     (tmp_path / "checkpoint.pth").write_bytes(newest)
     previous = tmp_path / "checkpoint_previous1.pth"
     previous.write_bytes(previous.read_bytes()[:9999])
@@ -200,6 +219,16 @@ def test_the_newest_few_are_kept(tmp_path):
         store.newest()
     with pytest.raises(CheckpointError, match="keep_checkpoints=0"):
         CheckpointStore(tmp_path, 0)
+
+
+def test_what_was_kept_once_is_found_where_fewer_are_kept(tmp_path):
+    many, one = CheckpointStore(tmp_path, keep=4), CheckpointStore(tmp_path, keep=1)
+    for number in range(4):
+        many.save({"number": number})
+    for name in ("checkpoint.pth", "checkpoint_previous1.pth", "checkpoint_previous2.pth"):
+        (tmp_path / name).write_bytes(b"")
+    content, path = one.newest()
+    assert (content["number"], path) == (0, str(tmp_path / "checkpoint_previous3.pth"))
 
 
 def test_file_systems_without_links(tmp_path, monkeypatch):
@@ -325,6 +354,30 @@ def test_another_kind_of_schedule_starts_from_its_own_rates(kind, other):
     steps(before, 8)
     state = gone_on(before, training(other, **SCHEDULES[other]))
     assert steps(state, 12) == steps(training(other, **SCHEDULES[other]), 20)[8:]
+
+
+def test_the_scale_of_gradients_is_kept():
+    before, state = training("step"), training("step")
+    before.scaler, state.scaler = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (2.0, 65536.0))
+    assert gone_on(before, state).scaler.get_scale() == 2.0
+
+
+def test_an_average_that_a_checkpoint_lacks_starts_from_its_weights():
+    before, state = training("step"), training("step")
+    state.average = moving_average(state.model, 0.9)
+    state.model.load_state_dict(before.model.state_dict())  # as the caller does
+    gone_on(before, state)
+    assert equal(state.average.module.state_dict(), before.model.state_dict())
+
+
+@pytest.mark.parametrize(("main", "broken"), [(True, 3), (False, 0)])
+def test_broken_pictures_go_on_being_counted_in_one_process(monkeypatch, main, broken):
+    """A checkpoint holds those of all processes together."""
+    before = training("step")
+    steps(before, 2)
+    before.broken = 3
+    monkeypatch.setattr(util.state, "is_main", lambda: main)
+    assert gone_on(before, training("step")).broken == broken
 
 
 def test_a_sampler_goes_on_where_it_was():

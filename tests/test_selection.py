@@ -113,6 +113,14 @@ def test_the_target_is_what_the_decoder_looks_at_most():
     assert target[1].nonzero()[:, 0].tolist() == [3, 4]
 
 
+def test_the_target_is_no_padding_where_the_decoder_does_not_look():
+    padding = torch.zeros(1, 16, dtype=torch.bool)
+    padding[0, :12] = True
+    chosen = torch.arange(12, 16)[None]
+    selection = TokenSelection(torch.zeros(1, 16), chosen, (4,), SHAPES, padding)
+    assert torch.equal(attention_target(torch.zeros(1, 16), selection), (~padding).float())
+
+
 def test_correlation_is_a_share_of_the_attention():
     samplings = looking(spread=0.5)
     every = torch.arange(16).expand(2, -1)

@@ -61,6 +61,9 @@ def test_anchors():
     # With 60 cells, the outermost centre lies at 0.5 / 60 < 0.01: unusable. With 30 it is usable.
     assert not usable[0, 0]
     assert usable[1, 0]
+    inner = usable[0, :3600].view(60, 60)
+    assert inner[1:-1, 1:-1].all()
+    assert inner.sum() == 58 * 58  # on all four sides
     assert not usable[1, 30]  # padding
 
 
@@ -81,6 +84,21 @@ def test_geometry_of_a_shape_seen_before_is_not_computed_again():
     for a, b, c in zip(computed, first, again, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
+
+
+def test_geometry_of_an_inference_is_not_kept_for_a_training():
+    shapes, extents, position = ((5, 7),), (((5, 7),), ((4, 7),)), SinePosition(8)
+    geometry = (
+        lambda: pyramid(shapes, extents).centers_on_levels(),
+        lambda: pyramid(shapes, extents).anchors()[0],
+        lambda: position(((5, 7), (4, 7)), (5, 7), torch.device("cpu")),
+    )
+    with torch.inference_mode():
+        inferred = [compute() for compute in geometry]
+    for compute, kept in zip(geometry, inferred, strict=True):
+        answer = compute()
+        assert torch.equal(answer, kept)
+        (answer * torch.ones((), requires_grad=True)).sum().backward()  # refuses tensors of inference mode
 
 
 def test_coarsest_levels_are_the_last_tokens():

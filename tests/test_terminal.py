@@ -102,6 +102,13 @@ def test_the_journal_knows_the_best_epoch(tmp_path):
     assert journal.best("ema_test_") == {"AP": 0.9}
 
 
+def test_of_an_epoch_that_was_run_twice_the_later_counts(tmp_path):
+    journal = Journal(tmp_path)
+    for epoch, value in ((0, 0.1), (1, 0.9), (2, 0.9), (1, 0.3)):
+        journal.write({"epoch": epoch, "test_AP": value})
+    assert [(entry["epoch"], entry["test_AP"]) for entry in journal.read()] == [(0, 0.1), (1, 0.3), (2, 0.9)]
+
+
 DAMAGED = [b'{"epoch": 3, "test_AP": 0.', b"\x00\x00\xff", b"[1]", b'{"test_AP": 0.9}', b'{"epoch": "1"}']
 
 

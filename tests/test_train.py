@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import main as program
 from datasets.shapes import make_shapes
-from engine import train_one_epoch
-from models import build_criterion, build_detector
+from engine import evaluate, train_one_epoch
+from models import build_criterion, build_detector, build_postprocessor
 from tests.golden import objects
 from tests.tiny import shrunk
 from util.arguments import parse_arguments
@@ -25,6 +25,7 @@ from util.checkpoint import read_checkpoint
 from util.config import load_config
 from util.optim import build_schedule, moving_average
 from util.precision import Precision
+from util.preemption import PreemptedError
 from util.state import TrainingState
 from util.stepper import TrainingDivergedError
 
@@ -236,18 +237,21 @@ class Diverging(torch.nn.Module):
         return losses, metrics
 
 
-def one_epoch(criterion, steps, model, cfg):
+def batches(count):
     from datasets.loader import Batch
 
-    items = [
-        (torch.randn(3, 64, 64), {**target, "image_id": torch.tensor(7), "broken": []}) for target in objects(2, 5)
-    ]
-    loader = [Batch.of([(image, dict(target)) for image, target in items]) for _ in range(steps)]
+    facts = {"image_id": torch.tensor(7), "orig_size": torch.tensor([64, 64])}
+    items = [(torch.randn(3, 64, 64), {**target, **facts}) for target in objects(2, 5)]
+    return [Batch.of([(image, {**target, "broken": []}) for image, target in items]) for _ in range(count)]
+
+
+def one_epoch(criterion, steps, model, cfg, **more):
+    loader = batches(steps)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     schedule = build_schedule(optimizer, steps, 1)
     precision = Precision("cpu", False)
     state = TrainingState(model, optimizer, schedule, precision.scaler, None, {}, {"steps_per_epoch": steps})
-    return train_one_epoch(model, criterion, loader, state, precision, clip_norm=0.1)
+    return train_one_epoch(model, criterion, loader, state, precision, clip_norm=0.1, **more)
 
 
 def test_steps_that_are_not_finite_are_thrown_away(caplog):
@@ -261,6 +265,40 @@ def test_steps_that_are_not_finite_are_thrown_away(caplog):
     assert all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(TrainingDivergedError, match="10 steps in a row"):
         one_epoch(Diverging(build_criterion(cfg), lambda call: True), 12, model, cfg)
+
+
+def test_the_last_step_of_an_epoch_may_be_of_fewer_batches():
+    cfg, seen = shrunk(CONFIG), []
+    criterion = build_criterion(cfg).eval()  # as an evaluation leaves it
+    one_epoch(criterion, 3, build_detector(cfg), cfg, accumulate=2, after_step=seen.append)
+    assert seen == [False, False]
+    assert criterion.training  # in which processes agree on the number of objects
+
+
+class Received(list):
+    """An evaluator that only keeps what it gets."""
+
+    def update(self, results, targets):
+        self.extend(results)
+
+
+def test_losses_of_an_evaluation_are_each_processes_own(monkeypatch):
+    """Processes may have different numbers of batches: who exchanged something at each would wait for ever."""
+    cfg, found = shrunk(CONFIG), Received()
+    model, criterion = build_detector(cfg), build_criterion(cfg).train()
+    monkeypatch.delattr("models.criteria.criterion.mean_over_processes")
+    postprocess = build_postprocessor(cfg)
+    numbers = evaluate(model, criterion, postprocess, batches(2), found, Precision("cpu", False))
+    assert len(found) == 4
+    assert numbers["loss"] == pytest.approx(sum(value for name, value in numbers.items() if name.startswith("loss_")))
+    assert not any(name.endswith("_dn") for name in numbers)  # nothing is denoised but in training
+    assert "loss_ce_interm" in numbers
+
+
+def test_all_processes_leave_an_evaluation_when_one_is_asked_to(monkeypatch):
+    monkeypatch.setattr("engine.gather", lambda value: [value, True] if isinstance(value, bool) else [value])
+    with pytest.raises(PreemptedError, match="begins anew"):
+        evaluate(torch.nn.Identity(), None, None, [], Received(), Precision("cpu", False))
 
 
 def rates(kind, **more):

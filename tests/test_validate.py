@@ -11,6 +11,7 @@ from PIL import Image
 
 from datasets.annotations import read_annotations
 from datasets.coco_file import load_json, parse
+from datasets.repair import write_fixed
 from datasets.validate import examine, main
 
 CELLS = [{"id": 1, "name": "red"}, {"id": 7, "name": "white"}]
@@ -123,8 +124,6 @@ numbers = st.floats(-50, 90, width=32) | st.sampled_from([0.0, float("nan"), 1e3
 @given(st.lists(st.tuples(st.lists(numbers, min_size=4, max_size=4), st.integers(0, 3), st.integers(0, 2)), max_size=6))
 @settings(max_examples=25)
 def test_a_fixed_copy_is_read_as_the_original_is_used(tmp_path_factory, objects):
-    from datasets.repair import write_fixed
-
     folder = tmp_path_factory.mktemp("fixed")
     annotations = [
         {"id": n, "image_id": image, "category_id": category, "bbox": box}
@@ -140,6 +139,20 @@ def test_a_fixed_copy_is_read_as_the_original_is_used(tmp_path_factory, objects)
     assert fixed.category_ids.tolist() == found.category_ids.tolist()
     corners = [np.concatenate([f.boxes[:, :2], f.boxes[:, :2] + f.boxes[:, 2:]], 1) for f in (found, fixed)]
     np.testing.assert_allclose(corners[1], corners[0].clip(0, (40, 30, 40, 30)), atol=1e-9)
+
+
+def test_only_the_area_of_a_box_follows_when_it_is_cut(tmp_path):
+    """An outline's area is another one, and says nothing of what is cut off."""
+    entries = [
+        {"id": number, "image_id": 0, "category_id": 1, "bbox": [30, 20, 20, 20], **area}
+        for number, area in enumerate(({"area": 400}, {"area": 300.5}, {"area": None}, {}), 1)
+    ]
+    file = {"images": [{"id": 0, "file_name": "0.png", "width": 40, "height": 30}], "categories": CELLS}
+    (tmp_path / "a.json").write_text(json.dumps({**file, "annotations": entries}))
+    write_fixed(read_annotations(tmp_path / "a.json"), np.ones(1, bool), tmp_path / "b.json")
+    fixed = load_json(tmp_path / "b.json")["annotations"]
+    assert [entry.get("area", "none") for entry in fixed] == [100, 300.5, None, "none"]
+    assert all(entry["bbox"] == [30, 20, 10, 10] for entry in fixed)
 
 
 # ------------------------------------------------------------------------------------------------------ reading files

@@ -82,8 +82,6 @@ class WithDenoising(nn.Module):
         embedded = self.label_embed(labels)
         content = embedded.new_zeros(len(counts), size, embedded.shape[-1]).index_put((picture, slot), embedded)
         reference = boxes.new_full((len(counts), size, 4), 0.5).index_put((picture, slot), boxes)
-        # Adds nothing: it gives the embedding a gradient in batches without objects, which process groups wait for.
-        content = content + 0 * self.label_embed.weight[0]
         return content, reference, (QueryGroup("denoising", 2 * longest, private=True),) * groups
 
     def _num_groups(self, longest: int) -> int:
