@@ -192,6 +192,11 @@ def test_the_backbone_can_have_a_rate_of_its_own():
         rates(model, lr=2.0, lr_backbone=0.5)
 
 
+def test_lr_leaves_the_backbone_alone_under_lite_detrs_own_names():
+    cfg = load_config(ROOT / "config/DINO/DINO_4scale.py", {"lr": 5e-4})
+    assert rates(TwoParts(), **cfg.optimizer) == {"head": 5e-4, "backbone": 1e-5}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("[!_]*/*.py")), ids=lambda path: path.stem)
 def test_every_config_says_what_its_rate_is_meant_for(path):
     cfg = load_config(path, {"lr_backbone": 3e-5})

@@ -1,6 +1,6 @@
 """Deformable DETR with a backbone of timm, here ConvNeXt-T, four levels, 50 epochs. Not in any of the papers' tables.
 
-torchrun --nproc_per_node=8 main.py -c config/deformable_detr/deformable_detr_convnext_tiny.py
+torchrun --nproc_per_node=8 main.py -c config/deformable_detr/deformable_detr_convnext_tiny.py --batch_size 4
 
 Others that were tried are listed in models/backbones/timm.py; those with batch norm want norm='frozen'.
 """

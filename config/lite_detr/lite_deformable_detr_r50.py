@@ -1,6 +1,6 @@
 """Lite-DETR's encoder H3L1-(2+1)x3, key-aware, in two-stage Deformable DETR, ResNet-50, 50 epochs.
 
-torchrun --nproc_per_node=8 main.py -c config/lite_detr/lite_deformable_detr_r50.py
+torchrun --nproc_per_node=8 main.py -c config/lite_detr/lite_deformable_detr_r50.py --batch_size 4
 """
 
 _base_ = '../deformable_detr/deformable_detr_r50_two_stage.py'
