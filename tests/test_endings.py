@@ -190,7 +190,7 @@ def test_loaders_go_on_when_a_launcher_asks_all_processes_to_stop(base):
     cfg = load_config(base[1], {"data.root": base[3]})
     loader = build_loader(build_dataset(cfg, "train"), 1, workers=2)
     batches = iter(loader)
-    found = [next(batches)]
+    found = [next(batches), next(batches)]  # one of each worker: both are at work
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
