@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn, reference
+from models.ops.library import OPERATIONS
 from models.ops.ms_deform_attn import fits_card
 
 dispatch = importlib.import_module("models.ops.ms_deform_attn")  # its function has taken the name
@@ -385,6 +387,21 @@ def test_what_the_kernels_cannot_take_falls_to_the_reference(size):
     for backend in COMPILED:
         with pytest.raises(ValueError, match="cannot take"):
             ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights, backend)
+
+
+def test_operations_are_counted_one_by_one():
+    """Of a sample 14 for its place and 6 for a softmax; of each of its numbers 8 to sample it, 2 to weigh or ask it."""
+    shapes = ((3, 4), (1, 1))
+    query, key, value, locations, weights = (x.to("meta") for x in problem(shapes))
+    samples, numbers = weights.numel(), weights.numel() * value.shape[-1]
+    for attention, expected in (
+        (lambda: ms_deform_attn(value, shapes, locations, weights), 14 * samples + (8 + 2) * numbers),
+        (lambda: key_aware_deform_attn(query, value, value, shapes, locations), 20 * samples + (8 + 2 + 2) * numbers),
+        (lambda: key_aware_deform_attn(query, key, value, shapes, locations), 20 * samples + (8 + 8 + 2 + 2) * numbers),
+    ):
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
+            attention()
+        assert counter.get_total_flops() == expected
 
 
 def test_meta_tensors_have_shapes():
