@@ -329,6 +329,25 @@ def test_next_to_whole_pixels(instructions):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_logits_of_any_size_are_weighed(dtype):
+    """Of several hundred and of less than minus several hundred: e to neither is a number."""
+    torch.manual_seed(0)
+    shapes = ((4, 5), (2, 2))
+    for backend in COMPILED:
+        if backend == "cuda" and dtype == torch.float64:
+            continue
+        query, key, value, locations, _ = problem(shapes, P=3, spread=0.0, dtype=dtype, device=DEVICE[backend])
+        query, key = 4000 * query.abs(), key.abs()
+        for sign in (1, -1):
+            answers = [
+                key_aware_deform_attn(query, sign * key, value, shapes, locations, name)
+                for name in (backend, "reference")
+            ]
+            assert_equal(answers[:1], answers[1:], max(1e-3, TOLERANCE[dtype]))
+
+
+@needs_extension
 def test_a_query_that_is_not_a_number_gives_an_answer_that_is_none():
     """A softmax that cut its arguments off would hide it."""
     shapes = ((4, 5), (2, 2))
