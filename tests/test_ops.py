@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn, reference
+from models.ops.library import OPERATIONS
 from models.ops.ms_deform_attn import fits_card
 
 dispatch = importlib.import_module("models.ops.ms_deform_attn")  # its function has taken the name
@@ -327,6 +329,25 @@ def test_next_to_whole_pixels(instructions):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_logits_of_any_size_are_weighed(dtype):
+    """Of several hundred and of less than minus several hundred: e to neither is a number."""
+    torch.manual_seed(0)
+    shapes = ((4, 5), (2, 2))
+    for backend in COMPILED:
+        if backend == "cuda" and dtype == torch.float64:
+            continue
+        query, key, value, locations, _ = problem(shapes, P=3, spread=0.0, dtype=dtype, device=DEVICE[backend])
+        query, key = 4000 * query.abs(), key.abs()
+        for sign in (1, -1):
+            answers = [
+                key_aware_deform_attn(query, sign * key, value, shapes, locations, name)
+                for name in (backend, "reference")
+            ]
+            assert_equal(answers[:1], answers[1:], max(1e-3, TOLERANCE[dtype]))
+
+
+@needs_extension
 def test_a_query_that_is_not_a_number_gives_an_answer_that_is_none():
     """A softmax that cut its arguments off would hide it."""
     shapes = ((4, 5), (2, 2))
@@ -385,6 +406,21 @@ def test_what_the_kernels_cannot_take_falls_to_the_reference(size):
     for backend in COMPILED:
         with pytest.raises(ValueError, match="cannot take"):
             ms_deform_attn(value, ((3, 4), (1, 1)), locations, weights, backend)
+
+
+def test_operations_are_counted_one_by_one():
+    """Of a sample 14 for its place and 6 for a softmax; of each of its numbers 8 to sample it, 2 to weigh or ask it."""
+    shapes = ((3, 4), (1, 1))
+    query, key, value, locations, weights = (x.to("meta") for x in problem(shapes))
+    samples, numbers = weights.numel(), weights.numel() * value.shape[-1]
+    for attention, expected in (
+        (lambda: ms_deform_attn(value, shapes, locations, weights), 14 * samples + (8 + 2) * numbers),
+        (lambda: key_aware_deform_attn(query, value, value, shapes, locations), 20 * samples + (8 + 2 + 2) * numbers),
+        (lambda: key_aware_deform_attn(query, key, value, shapes, locations), 20 * samples + (8 + 8 + 2 + 2) * numbers),
+    ):
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
+            attention()
+        assert counter.get_total_flops() == expected
 
 
 def test_meta_tensors_have_shapes():
