@@ -46,7 +46,7 @@ from util.dry_run import dry_run, pictures_of, shortened
 from util.logger import Journal, setup_logging
 from util.memory import keep_freed_memory
 from util.optim import build_optimizer, build_schedule, moving_average
-from util.options import TrainingOptions, configured, output_folder
+from util.options import TrainingOptions, configured, images_per_step, output_folder
 from util.precision import Precision
 from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest
 from util.registry import call
@@ -127,7 +127,7 @@ class Run:
 
     def optimizer(self, detector: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of this run's steps."""
-        images = self.cfg.data.batch_size * world_size() * self.options.accumulate
+        images = images_per_step(self.cfg, self.options.accumulate)
         return self.section(build_optimizer, "optimizer", model=detector, batch_size=images)
 
     def introduce(self, detector: nn.Module, state: TrainingState | None = None):

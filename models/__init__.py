@@ -102,9 +102,9 @@ def _of_five_stages(node: ConfigDict) -> Detector:
     backbone = PARTS.build(node.backbone, **shared)
     neck = PARTS.build(node.neck, in_channels=backbone.channels, **shared)
     detector = Detector(backbone, neck, *(PARTS.build(node[stage], **shared) for stage in STAGES[2:]))
-    first, *heads = [module for module in detector.modules() if isinstance(module, DetectionHead)] or [None]
-    for head in heads:
-        head.start_like(first)  # in the papers' code all heads are copies of one
+    heads = [module for module in detector.modules() if isinstance(module, DetectionHead)]
+    for head in heads[1:]:
+        head.start_like(heads[0])  # in the papers' code all heads are copies of one
     return detector
 
 

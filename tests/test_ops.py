@@ -128,39 +128,16 @@ def test_compiled_backends_equal_the_reference(dtype, case, seed):
 
 
 @pytest.mark.parametrize("backend", [name for name in available_backends() if name != "cuda"])
-def test_gradcheck(backend):
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+def test_first_and_second_derivatives(backend, check):
     torch.manual_seed(0)
     shapes = ((3, 4), (1, 1))
     query, key, value, locations, weights = (
         x.requires_grad_() for x in problem(shapes, N=1, Q=3, D=4, P=2, dtype=torch.float64)
     )
-    assert torch.autograd.gradcheck(
-        lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), (value, locations, weights)
-    )
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, x: key_aware_deform_attn(q, k, v, shapes, x, backend), (query, key, value, locations)
-    )
-    assert torch.autograd.gradcheck(
-        lambda q, v, x: key_aware_deform_attn(q, v, v, shapes, x, backend), (query, value, locations)
-    )
-
-
-@pytest.mark.parametrize("backend", [name for name in available_backends() if name != "cuda"])
-def test_second_derivatives(backend):
-    torch.manual_seed(0)
-    shapes = ((3, 4), (1, 1))
-    query, key, value, locations, weights = (
-        x.requires_grad_() for x in problem(shapes, N=1, Q=2, M=1, D=4, P=2, dtype=torch.float64)
-    )
-    assert torch.autograd.gradgradcheck(
-        lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), (value, locations, weights)
-    )
-    assert torch.autograd.gradgradcheck(
-        lambda q, k, v, x: key_aware_deform_attn(q, k, v, shapes, x, backend), (query, key, value, locations)
-    )
-    assert torch.autograd.gradgradcheck(
-        lambda q, v, x: key_aware_deform_attn(q, v, v, shapes, x, backend), (query, value, locations)
-    )
+    assert check(lambda v, x, w: ms_deform_attn(v, shapes, x, w, backend), (value, locations, weights))
+    assert check(lambda q, k, v, x: key_aware_deform_attn(q, k, v, shapes, x, backend), (query, key, value, locations))
+    assert check(lambda q, v, x: key_aware_deform_attn(q, v, v, shapes, x, backend), (query, value, locations))
 
 
 @needs_extension

@@ -1,10 +1,12 @@
 """What a command line and its config ask for."""
 
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from util.config import ConfigDict, ConfigError, load_config, nearest, parse_options
+from util.distributed import world_size
 
 SECTIONS = (
     "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
@@ -30,6 +32,11 @@ def configured(args: Namespace) -> ConfigDict:
 def output_folder(args: Namespace) -> Path:
     """Where everything is written."""
     return Path(args.output_dir or Path("output") / Path(args.config_file).stem)
+
+
+def images_per_step(cfg: Mapping, accumulate: int) -> int:
+    """Images of an optimiser step: a batch of every process, as many times as gradients are accumulated."""
+    return cfg["data"]["batch_size"] * world_size() * accumulate
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from util.distributed import world_size
+from util.options import images_per_step
 from util.precision import Precision
 
 WIDTH = 100
@@ -81,7 +82,7 @@ def describe_schedule(cfg: Mapping, steps: int, accumulate: int, groups: list[di
         groups: of the optimiser.
     """
     batch, epochs = cfg["data"]["batch_size"], cfg["schedule"]["epochs"]
-    images = batch * world_size() * accumulate
+    images = images_per_step(cfg, accumulate)
     product = f"batch of {batch} x {world_size()} processes x {accumulate} accumulated"
     rates = [group.get("max_lr", group["initial_lr"]) for group in groups]
     listed = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
