@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models.registry import PARTS
-from models.structures import Shapes, padding_of, remembered
+from models.structures import Shapes, padding_of
+from util.remembered import remembered
 
 
 def sine_features(values: Tensor, features: int, temperature: float) -> Tensor:
@@ -33,7 +34,9 @@ def box_sine_embedding(boxes: Tensor, order: tuple[int, ...], features: int = 12
     Returns:
         (..., len(order) * features), float32.
     """
-    return sine_features(boxes[..., list(order)] * 2 * math.pi, features, temperature=10000).flatten(-2)
+    # Not boxes[..., list(order)]: every index would be copied from the host, and wait for the device.
+    ordered = torch.stack([boxes[..., coordinate] for coordinate in order], -1)
+    return sine_features(ordered * 2 * math.pi, features, temperature=10000).flatten(-2)
 
 
 @PARTS.register
@@ -67,7 +70,7 @@ def _positions(
     inside = ~padding_of((extent,), shape, device)
     encoded = []
     for axis in (1, 2):
-        count = inside.cumsum(axis, dtype=torch.float32)
+        count = inside.cumsum(axis).float()  # whole numbers are summed in one order only, on GPUs too
         last = count.narrow(axis, -1, 1)
         angle = (count + offset) / (last + 1e-6) * 2 * math.pi
         encoded.append(sine_features(angle, features, temperature))
