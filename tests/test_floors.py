@@ -13,7 +13,7 @@ STANDS_ON = {
     "engine": {"util"},
     "datasets": {"util"},
     "models.ops": set(),
-    "models.structures": set(),
+    "models.structures": {"util"},
     "models.registry": {"util"},
     "models.layers": {"models.ops", "models.structures", "models.registry", "util"},
     "models.backbones": {"models.layers", "models.structures", "models.registry", "util"},

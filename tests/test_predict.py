@@ -3,12 +3,14 @@
 import json
 import re
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from datasets.annotations import read_annotations
 from datasets.categories import COCO
@@ -17,10 +19,12 @@ from datasets.predictions import Found
 from datasets.shapes import make_shapes
 from models import build_detector
 from models.restore import restore_detector
+from tests.harness import fake_graphs
 from tests.tiny import shrunk
 from tools.predict import Predictor, main
 from util.checkpoint import CheckpointError, save_checkpoint
 from util.config import ConfigError, dump_config
+from util.graphs import CaptureError
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["disc", "square", "triangle", "ring", "cross"]
@@ -44,7 +48,8 @@ def checkpoint(tmp_path_factory):
     """A checkpoint as training writes it, of a model that has learnt nothing, and of an average that differs."""
     path = tmp_path_factory.mktemp("model") / "checkpoint.pth"
     torch.manual_seed(1)
-    cfg = shrunk(ROOT / "config/small/lite_dino_r18_shapes.py", **SMALL, **{"model.num_classes": 5})
+    layers = {"model.encoder.num_layers": 2, "model.decoder.num_layers": 2}
+    cfg = shrunk(ROOT / "config/small/lite_dino_r18_shapes.py", **SMALL, **layers, **{"model.num_classes": 5})
     weights = build_detector(cfg).state_dict()
     average = {f"module.{key}": value + (0.01 if value.is_floating_point() else 0) for key, value in weights.items()}
     facts = {"config": dump_config(cfg), "categories": {"ids": [1, 2, 3, 4, 9], "names": NAMES}}
@@ -156,6 +161,53 @@ def test_a_config_in_a_checkpoint_is_not_executed(tmp_path):
     with pytest.raises(CheckpointError, match="'categories' are not lists"):
         restore_detector(tmp_path / "odd.pth")
     assert not (tmp_path / "escaped").exists()
+
+
+@pytest.fixture
+def compiler():
+    """PyTorch's compiler without the sizes that other tests showed it, and they without those shown here."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("mode", ["compiled", "graphed"])
+def test_modes_detect_the_same(checkpoint, folder, monkeypatch, mode):
+    images = [Image.open(path) for path in sorted(folder.glob("0*.jpg"))]
+    batches = images[:1], images[1:], images[:1]
+    eager = Predictor(checkpoint, score=0.0, device="cpu")
+    expected = [found for batch in batches for found in eager(batch)]
+    # Half a minute less than PyTorch's own backend takes, and a compiled program all the same.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True))
+    if mode == "graphed":
+        fake_graphs.install(monkeypatch)
+    predictor = Predictor(checkpoint, score=0.0, device="cpu", mode=mode)
+    found = [found for batch in batches for found in predictor(batch)]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(a.boxes, b.boxes, rtol=1e-4, atol=1e-2)
+        assert np.array_equal(a.slots, b.slots)
+
+
+def test_modes_that_there_are_not(checkpoint, folder, capsys):
+    with pytest.raises(ValueError, match="mode='fast' is none of eager, compiled, graphed"):
+        Predictor(checkpoint, mode="fast")
+    with pytest.raises(ValueError, match="CUDA graphs need a GPU, the detector is on cpu"):
+        Predictor(checkpoint, device="cpu", mode="graphed")
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", str(checkpoint), "--device", "cpu", "--mode", "graphed", str(folder)])
+    assert "--mode graphed needs a GPU; on a CPU: --mode compiled, or eager" in capsys.readouterr().err
+
+
+def test_a_model_that_no_graph_holds_ends_the_run(checkpoint, folder, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise CaptureError("a CUDA graph cannot hold this Detector")
+
+    monkeypatch.setattr(Predictor, "__call__", refuse)
+    arguments = ["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path), "--device", "cpu"]
+    assert main([*arguments, str(folder)]) == 2
+    assert "--mode graphed: a CUDA graph cannot hold this Detector" in capsys.readouterr().out
 
 
 def test_drawings_are_copies(checkpoint):

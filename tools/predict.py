@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -31,11 +32,21 @@ from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
 from util.checkpoint import CheckpointError
 from util.config import ConfigDict, ConfigError, nearest, parse_options, where_of
+from util.graphs import CaptureError, GraphedDetector
 from util.logger import setup_logging
 from util.precision import Precision
 from util.registry import call
 
 log = logging.getLogger("predict")
+
+
+def _compiled(detector: nn.Module) -> nn.Module:
+    detector.compile(dynamic=False)  # what follows from sizes is a constant of the program
+    return detector
+
+
+MODES = {"eager": lambda detector: detector, "compiled": _compiled, "graphed": GraphedDetector}
+"""How a detector is run: {name: detector -> what is called instead of it}."""
 
 
 class Predictor:
@@ -48,9 +59,12 @@ class Predictor:
         classes: names or category ids; others are left out. None takes all.
         device: "cpu" or "cuda"; where there is one, the GPU.
         amp: compute in bfloat16, or float16 on GPUs that lack it.
+        mode: "eager"; "compiled", by PyTorch's compiler; "graphed", as CUDA graphs (util.graphs). The latter two take
+            long on the first batch of every size, and serve eight sizes.
 
     Raises:
         CheckpointError, ConfigError: as in `restore_detector`, and for a class that the model does not know.
+        ValueError: an unknown mode, or "graphed" on another device than a GPU.
     """
 
     def __init__(
@@ -63,9 +77,13 @@ class Predictor:
         classes: list[str] | None = None,
         device: str | None = None,
         amp: bool = False,
+        mode: str = "eager",
     ):
+        if mode not in MODES:
+            raise ValueError(f"mode='{mode}' is none of {', '.join(MODES)}")
         self.precision = Precision(device or ("cuda" if torch.cuda.is_available() else "cpu"), amp)
         self.model = restore_detector(checkpoint, config, options, self.precision.device)
+        self.detect = MODES[mode](self.model.detector)
         resize = self.model.cfg.data.resize
         self.transform = call(EvalTransform, resize, where=where_of(resize))
         self.categories = categories_of(self.model.categories, self.model.cfg)
@@ -74,11 +92,16 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[Found]:
-        """Detects on one batch of RGB pictures. Raises ValueError for a picture that is too narrow to be resized."""
+        """Detects on one batch of RGB pictures.
+
+        Raises:
+            ValueError: a picture is too narrow to be resized.
+            CaptureError: a model that no CUDA graph can hold.
+        """
         sizes = torch.tensor([(image.height, image.width) for image in images])
         tensors = [self._prepared(image).to(self.precision.device) for image in images]
         with self.precision.autocast():
-            output = self.model.detector(tensors)
+            output = self.detect(tensors)
         return [self._chosen(result) for result in self.model.postprocess(output, sizes)]
 
     def _prepared(self, image: Image.Image) -> torch.Tensor:
@@ -149,6 +172,12 @@ def predict(predictor: Predictor, paths: list[Path], predictions: Predictions, b
     return skipped
 
 
+MODE_HELP = (
+    "eager; compiled by PyTorch's compiler; graphed, as CUDA graphs. The last two pay where many pictures are of a few "
+    "sizes, as those of a video: the first of every size takes long (default: eager)"
+)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -165,11 +194,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--json_only", action="store_true", help="draw nothing")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it")
+    add("--mode", choices=MODES, default="eager", help=MODE_HELP)
     args = parser.parse_args(arguments)
     if args.batch_size < 1:
         parser.error("--batch_size must be 1 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU; `python tools/doctor.py` says more")
+    if args.mode == "graphed" and (args.device == "cpu" or not torch.cuda.is_available()):
+        parser.error("--mode graphed needs a GPU; on a CPU: --mode compiled, or eager")
     if args.options and not args.config_file:
         parser.error("--options needs -c: the config in a checkpoint is taken as it is")
     return args
@@ -189,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
             classes=args.classes,
             device=args.device,
             amp=args.amp,
+            mode=args.mode,
         )
     except (CheckpointError, ConfigError) as error:
         log.error("%s", error)
@@ -197,6 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
     predictions = Predictions(predictor.categories, Path(args.output_dir), drawn=not args.json_only)
     try:
         skipped = predict(predictor, find_pictures(args.pictures), predictions, args.batch_size)
+    except CaptureError as error:
+        log.error("--mode graphed: %s", error)
+        return 2
     finally:
         path = predictions.save()  # what was found until something went wrong, too
     done, seconds, detections = len(predictions.images), time.perf_counter() - start, len(predictions.annotations)

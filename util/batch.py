@@ -17,6 +17,13 @@ def _nearest_extent(size: int, full: int, cells: int) -> int:
     return int((source.astype(np.int64) < size).sum())
 
 
+def sizes_of(images: list[Tensor]) -> tuple[tuple[int, int], ...]:
+    """((h, w), ...) of (3, h, w) tensors. Raises ValueError when the list is empty or a shape does not fit."""
+    if not images or any(image.dim() != 3 for image in images):
+        raise ValueError(f"a batch is a list of (3, h, w) tensors, got shapes {[tuple(i.shape) for i in images]}")
+    return tuple((image.shape[1], image.shape[2]) for image in images)
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """Pictures padded with zeros to the right and at the bottom, to the largest height and width of the batch.
@@ -40,9 +47,7 @@ class ImageBatch:
     @classmethod
     def of(cls, images: list[Tensor]) -> "ImageBatch":
         """Pads a list of (3, h, w) tensors. Raises ValueError when the list is empty or a shape does not fit."""
-        if not images or any(image.dim() != 3 for image in images):
-            raise ValueError(f"a batch is a list of (3, h, w) tensors, got shapes {[tuple(i.shape) for i in images]}")
-        sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+        sizes = sizes_of(images)
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
         shape, like = (len(images), images[0].shape[0], height, width), images[0]
         batch = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last).zero_()
