@@ -6,12 +6,14 @@ N decoder layers.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, wraps
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from util.constants import constant
+from util.remembered import remembered
 
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is
@@ -29,40 +31,37 @@ class computed_once:  # noqa: N801 - reads as the decorator that it is
         return value
 
 
-def remembered(function: Callable) -> Callable:
-    """Decorates functions of plain numbers and a device alone: in inference their last answers are given again.
-
-    Not where gradients are taken or somebody watches the operators, who may compile, export or count them.
-    """
-    kept = lru_cache(maxsize=16)(function)
-
-    @wraps(function)
-    def answer(*numbers):
-        watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
-        return function(*numbers) if torch.is_grad_enabled() or watched else kept(*numbers)
-
-    return answer
-
-
 Shapes = tuple[tuple[int, int], ...]
 
 
+@remembered
 def padding_of(extents: Shapes, shape: tuple[int, int], device) -> Tensor:
     """(B, H, W) bool, True outside the (h, w) that each picture covers of a map of this shape."""
-    h, w = torch.tensor(extents, device=device)[:, :, None, None].unbind(1)
+    h, w = constant(extents, device)[:, :, None, None].unbind(1)
     y, x = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
     return (y[:, None] >= h) | (x >= w)
+
+
+@remembered
+def first_ranks(counts: tuple[int, ...], size: int, device) -> Tensor:
+    """(B, size) bool, True for the first `count` of each row."""
+    return torch.arange(size, device=device) < constant(counts, device)[:, None]
 
 
 def _sizes(extents: tuple[Shapes, ...], device) -> Tensor:
     """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
     sizes = [[(w, h) for h, w in levels] for levels in extents]
-    return torch.tensor(sizes, dtype=torch.float32, device=device)
+    return constant(sizes, device, torch.float32)
+
+
+@remembered
+def _map_sizes(shapes: Shapes, device) -> Tensor:
+    return constant([(w, h) for h, w in shapes], device, torch.float32)
 
 
 @remembered
 def _ratios(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
-    return _sizes(extents, device) / torch.tensor([(w, h) for h, w in shapes], device=device)
+    return _sizes(extents, device) / _map_sizes(shapes, device)
 
 
 def _per_token(per_level: Tensor, shapes: Shapes) -> Tensor:
@@ -87,7 +86,7 @@ def _centers_on_levels(shapes: Shapes, extents: tuple[Shapes, ...], device) -> T
 
 @remembered
 def _anchors(shapes: Shapes, extents: tuple[Shapes, ...], device) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor([0.05 * 2.0**level for level in range(len(shapes))], dtype=torch.float32, device=device)
+    sizes = constant([0.05 * 2.0**level for level in range(len(shapes))], device, torch.float32)
     sizes = _per_token(sizes[None, :, None].expand(len(extents), -1, 2), shapes)
     boxes = torch.cat([_centers(shapes, extents, device), sizes], -1)
     levels = zip(zip(*extents, strict=True), shapes, strict=True)
@@ -202,12 +201,14 @@ class Queries:
         """(Q, Q) bool, True where the row's query may not attend to the column's; None where all may see all."""
         if not any(group.private for group in self.groups):
             return None
-        owner, private = [], []
-        for index, group in enumerate(self.groups):
-            owner += [index] * group.size
-            private += [group.private] * group.size
-        owner = torch.tensor(owner, device=self.content.device)
-        return torch.tensor(private, device=self.content.device) & (owner[:, None] != owner)
+        return _mask_of_groups(self.groups, self.content.device)
+
+
+@remembered
+def _mask_of_groups(groups: tuple[QueryGroup, ...], device) -> Tensor:
+    owner = np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    private = np.array([group.private for group in groups])[owner]
+    return constant(private & (owner[:, None] != owner), device)
 
 
 @dataclass(frozen=True)
@@ -260,8 +261,7 @@ class TokenSelection:
     @computed_once
     def kept(self) -> Tensor:
         """(B, K) bool: the ranks that are a picture's own, as opposed to those that only fill its row up."""
-        counts = torch.tensor(self.counts, device=self.chosen.device)
-        return torch.arange(self.chosen.shape[1], device=counts.device) < counts[:, None]
+        return first_ranks(self.counts, self.chosen.shape[1], self.chosen.device)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How well an encoder's chosen tokens foretell what the decoder looks at (Sparse DETR, section 3.3)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 from models.criteria.matcher import Targets
 from models.registry import PARTS
 from models.structures import DetectorOutput, Sampling, TokenSelection
+from util.constants import constant
 
 
 @torch.no_grad()
@@ -27,18 +29,20 @@ def decoder_attention_map(samplings: list[Sampling], shapes: tuple[tuple[int, in
         raise ValueError("a decoder attention map needs attention weights, which key-aware attention does not tell")
     locations = torch.stack([sampling.locations for sampling in samplings], 1).float()  # (B, N, Q, M, L, P, 2)
     weights = torch.stack([sampling.weights for sampling in samplings], 1).float()
-    height, width = torch.tensor(shapes, device=weights.device).t()[..., None]  # (L, 1) each
-    area = (height * width)[:, 0]
-    start = (area.cumsum(0) - area)[:, None]
+    sizes = np.array(shapes)
+    area = sizes.prod(1)
+    geometry = constant(np.stack([*sizes.T, area.cumsum() - area]), weights.device)
+    height, width, start = geometry[..., None]  # (L, 1) each
     position = locations * torch.stack([width, height], -1)
     corner = position.floor()
     fraction = position - corner
     total = weights.new_zeros(len(weights), sum(h * w for h, w in shapes))
     for step in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = (corner + corner.new_tensor(step)).unbind(-1)
+        x, y = corner[..., 0] + step[0], corner[..., 1] + step[1]
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         index = torch.where(inside, start + y.long() * width + x.long(), 0)
-        share = torch.cat([1 - fraction, fraction], -1)[..., [2 * step[0], 2 * step[1] + 1]].prod(-1)
+        along_x, along_y = (fraction[..., axis] if step[axis] else 1 - fraction[..., axis] for axis in (0, 1))
+        share = along_x * along_y
         total.scatter_add_(1, index.flatten(1), torch.where(inside, weights * share, 0).flatten(1))
     return total
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.registry import PARTS
-from models.structures import Pyramid, TokenSet
+from models.structures import Pyramid, TokenSet, first_ranks
 
 
 @PARTS.register
@@ -55,8 +55,7 @@ class PollAndPool(nn.Module):
         """
         counts, scores = self.counts(pyramid), self.scores(pyramid)
         order = scores.detach().masked_fill(pyramid.padding, -1).argsort(dim=1, descending=True)
-        rank = torch.arange(order.shape[1], device=scores.device)
-        taken = rank < torch.tensor(counts, device=scores.device)[:, None]
+        taken = first_ranks(tuple(counts), order.shape[1], scores.device)
         ranked = TokenSet(
             _gather(F.layer_norm(pyramid.tokens, pyramid.tokens.shape[-1:]), order),
             _gather(pyramid.pos, order),

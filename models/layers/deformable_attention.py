@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from models.registry import PARTS
-from models.structures import Pyramid, Sampling
+from models.structures import Pyramid, Sampling, Shapes
+from util.constants import constant
+from util.remembered import remembered
 
 
 class DeformableAttention(nn.Module):
@@ -66,10 +68,17 @@ class DeformableAttention(nn.Module):
         reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             # Whole rows of numbers at a time: operators are slow where they repeat numbers by twos.
-            pixels = offsets.new_tensor([(w, h) for h, w in memory.shapes])[:, None].expand(offsets.shape[3:])
+            pixels = _pixels(memory.shapes, self.num_points, offsets.device)
             points = reference.expand(*reference.shape[:4], *offsets.shape[4:]).flatten(3)
-            return (offsets.flatten(3) / pixels.flatten()).add_(points).view_as(offsets)
+            return (offsets.flatten(3) / pixels).add_(points).view_as(offsets)
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+
+
+@remembered
+def _pixels(shapes: Shapes, num_points: int, device) -> Tensor:
+    """(L * P * 2,): width and height of every point's map, in pixels."""
+    sizes = constant([(w, h) for h, w in shapes], device, torch.float32)
+    return sizes[:, None].expand(-1, num_points, -1).flatten()
 
 
 @PARTS.register

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from models.layers.basic import inverse_sigmoid
 from models.registry import PARTS
 from models.structures import Pyramid, Queries, QueryGroup
 from util.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from util.constants import constant
 
 
 @PARTS.register
@@ -74,11 +76,10 @@ class WithDenoising(nn.Module):
         negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
         boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
 
-        slot = torch.cat([torch.arange(count, device=boxes.device) for count in counts])
-        slot = (slot + longest * torch.arange(repeats, device=boxes.device)[:, None]).flatten()
-        picture = torch.repeat_interleave(
-            torch.arange(len(counts), device=boxes.device), torch.tensor(counts, device=boxes.device)
-        ).repeat(repeats)
+        place = np.concatenate([np.arange(count) for count in counts])  # of an object within its picture
+        slots = (longest * np.arange(repeats)[:, None] + place).ravel()
+        pictures = np.tile(np.repeat(np.arange(len(counts)), counts), repeats)
+        picture, slot = constant(np.stack([pictures, slots]), boxes.device)
         embedded = self.label_embed(labels)
         content = embedded.new_zeros(len(counts), size, embedded.shape[-1]).index_put((picture, slot), embedded)
         reference = boxes.new_full((len(counts), size, 4), 0.5).index_put((picture, slot), boxes)
@@ -92,8 +93,11 @@ class WithDenoising(nn.Module):
 
     def _noised_labels(self, labels: Tensor) -> Tensor:
         """A share of the labels is replaced by any label, the true one included."""
-        replaced = (torch.rand_like(labels.float()) < self.label_noise_ratio * 0.5).nonzero()[:, 0]
-        return labels.index_put((replaced,), torch.randint_like(replaced, 0, self.num_classes))
+        replaced = torch.rand_like(labels.float()) < self.label_noise_ratio * 0.5
+        drawn = torch.randint_like(labels, 0, self.num_classes)
+        # The first that is replaced gets the first that was drawn, and so on: how many there are nobody needs to know.
+        order = (replaced.cumsum(0) - 1).clamp(min=0)
+        return torch.where(replaced, drawn[order], labels)
 
     def _noised_boxes(self, boxes: Tensor, negative: Tensor) -> Tensor:
         """Moves every corner by a random share of half the box's size, negatives by that and the half once more."""
