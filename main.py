@@ -47,7 +47,7 @@ from util.logger import Journal, setup_logging
 from util.memory import keep_freed_memory
 from util.optim import build_optimizer, build_schedule, moving_average
 from util.options import TrainingOptions, configured, images_per_step, output_folder
-from util.precision import Precision
+from util.precision import Precision, allow_tf32
 from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest
 from util.registry import call
 from util.rehearsal import OBJECTS, largest_sizes, memory_advice, noise_batch, rehearse, training_step
@@ -414,6 +414,7 @@ def main(args: Namespace) -> int:
     init_processes(args.device)
     if args.device == "cpu":
         keep_freed_memory()
+    allow_tf32(args.tf32 and args.device == "cuda")
     setup_logging(None)
     if args.deterministic:
         be_deterministic()

@@ -24,7 +24,7 @@ from util.checkpoint import CheckpointError
 from util.config import ConfigError, load_config
 from util.flops import ELEMENTWISE, count_by_part, count_gmacs, count_operations_by_part
 from util.optim import build_optimizer
-from util.precision import Precision
+from util.precision import Precision, allow_tf32
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent.name != "_base_")
@@ -334,6 +334,17 @@ def test_suppression_of_overlapping_detections():
     assert build_postprocessor(aliased).nms_iou is None
     with pytest.raises(ConfigError, match=r"nms_iou=1\.5: no IoU is above 1"):
         build_postprocessor(shrunk(LITE, **{"postprocess.nms_iou": 1.5}))
+
+
+def test_float32_is_float32_unless_tf32_is_asked_for():
+    try:
+        for asked, said in ((True, "float32, products in TF32"), (False, "float32")):
+            allow_tf32(asked)
+            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == asked
+            assert Precision("cuda", amp=False).name == said
+            assert Precision("cpu", amp=False).name == "float32"
+    finally:
+        allow_tf32(False)
 
 
 @pytest.mark.parametrize(("kind", "said"), [("avx2", True), ("avx512_bf16", False), ("amx_bf16", False)])

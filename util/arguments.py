@@ -77,6 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--wandb", metavar="PROJECT", help="log to Weights & Biases too, where wandb is installed (training.wandb)")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it; losses stay float32")
+    add("--tf32", action="store_true", help="GPUs may compute float32 products in TF32: faster, 3 digits instead of 7")
     add("--seed", type=_at_least(0), default=42, help="of everything random (default: 42)")
     add("--deterministic", action="store_true", help="the same numbers every time, or an error that says why not")
     add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")

@@ -46,7 +46,7 @@ def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repea
         "size": list(size),
         "batches": {str(count): measure_latency(model.eval(), count, size, precision, repeats) for count in BATCHES},
         "device": name_of(precision.device),
-        "dtype": str(precision.dtype if precision.amp else torch.float32).removeprefix("torch."),
+        "dtype": precision.name,
     }
 
 

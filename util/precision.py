@@ -16,6 +16,15 @@ def emulates_bfloat16() -> bool:
     return found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
+def allow_tf32(allowed: bool):
+    """Whether GPUs may round what float32 products and convolutions multiply to TF32, 10 bits of mantissa.
+
+    Left to itself PyTorch does so in convolutions, and not in products.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 class Precision:
     """float32, or autocast to bfloat16 where the device has it, or to float16 with scaled gradients.
 
@@ -31,6 +40,13 @@ class Precision:
         if amp and device == "cpu" and emulates_bfloat16():
             log.warning("this CPU has no instructions for bfloat16: without --amp all is faster, and more precise")
         self.scaler = torch.amp.GradScaler(device, enabled=amp and half)
+
+    @property
+    def name(self) -> str:
+        """The format in words."""
+        tf32 = self.device == "cuda" and torch.get_float32_matmul_precision() != "highest"
+        plain = "float32, products in TF32" if tf32 else "float32"
+        return str(self.dtype).removeprefix("torch.") if self.amp else plain
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Within this, matrix products and convolutions compute in the chosen format."""

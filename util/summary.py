@@ -107,9 +107,8 @@ def _meant_for(optimizer: Mapping, images: int) -> str:
 def describe_device(precision: Precision, workers: int) -> str:
     """Where and how the numbers are computed."""
     name = torch.cuda.get_device_name() if precision.device == "cuda" else "CPU"
-    dtype = str(precision.dtype if precision.amp else torch.float32).removeprefix("torch.")
     threads = f"{torch.get_num_threads()} threads and {workers} loading processes each"
-    return f"{world_size()} x {name}, {dtype}, {threads}; PyTorch {torch.__version__}"
+    return f"{world_size()} x {name}, {precision.name}, {threads}; PyTorch {torch.__version__}"
 
 
 def table(rows: Mapping[str, str | list[str]]) -> str:
