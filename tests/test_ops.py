@@ -450,10 +450,8 @@ def test_compiled_and_exported_programs_see_one_operator():
     torch.testing.assert_close(program.module()(value, locations, weights), expected)
 
 
-gpu = pytest.mark.skipif("cuda" not in available_backends(), reason="there is no GPU, or no kernels for it are built")
-
-
-@gpu
+@pytest.mark.gpu
+@pytest.mark.skipif("cuda" not in available_backends(), reason="there is no GPU, or no kernels for it are built")
 def test_gpu_backward_in_order_gives_the_same_bits_every_time():
     query, key, value, locations, weights = problem(((9, 7), (4, 3)), Q=300, device="cuda")
     cases = (
@@ -471,6 +469,7 @@ def test_gpu_backward_in_order_gives_the_same_bits_every_time():
         assert_equal(first, atomic, 1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_reference_on_a_gpu():
     _, _, value, locations, weights = problem(((3, 4), (1, 1)))

@@ -1,10 +1,9 @@
 // The classic layout of deformable attention on the GPU, an opponent for tools/benchmark_ops.py --classic: one thread per
 // channel. Each thread computes the places of all samples again, reads one number at a time, and the gradients of
-// locations and weights are summed over a head's channels in shared memory by its first thread. float32 alone.
+// locations and weights are summed over a head's channels in shared memory by its first thread. float32 alone. A library of
+// C functions, without PyTorch's headers: it is built by nvcc alone, in seconds.
 
-#include <torch/extension.h>
-
-#include <ATen/cuda/CUDAContext.h>
+#include <cuda_runtime.h>
 
 namespace {
 
@@ -96,39 +95,24 @@ __global__ void backward_kernel(Sizes s, const float* grad, const float* value, 
   }
 }
 
-Sizes sizes_of(const at::Tensor& value, const at::Tensor& locations) {
-  return {static_cast<int>(value.size(1)),     static_cast<int>(value.size(2)),     static_cast<int>(value.size(3)),
-          static_cast<int>(locations.size(1)), static_cast<int>(locations.size(3)), static_cast<int>(locations.size(4))};
-}
-
-at::Tensor forward(const at::Tensor& value, const at::Tensor& shapes, const at::Tensor& starts,
-                   const at::Tensor& locations, const at::Tensor& weights) {
-  const Sizes s = sizes_of(value, locations);
-  auto answer = at::empty({value.size(0), s.Q, s.M * s.D}, value.options());
-  const long count = answer.numel();
-  forward_kernel<<<(count + 255) / 256, 256, 0, at::cuda::getCurrentCUDAStream()>>>(
-      count, s, value.data_ptr<float>(), shapes.data_ptr<int64_t>(), starts.data_ptr<int64_t>(),
-      locations.data_ptr<float>(), weights.data_ptr<float>(), answer.data_ptr<float>());
-  TORCH_CHECK(cudaGetLastError() == cudaSuccess, "the classic forward kernel did not start");
-  return answer;
-}
-
-std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& value, const at::Tensor& shapes,
-                                 const at::Tensor& starts, const at::Tensor& locations, const at::Tensor& weights) {
-  const Sizes s = sizes_of(value, locations);
-  auto grad_value = at::zeros_like(value), grad_locations = at::empty_like(locations);
-  auto grad_weights = at::empty_like(weights);
-  backward_kernel<<<value.size(0) * s.Q * s.M, s.D, 3 * s.D * sizeof(float), at::cuda::getCurrentCUDAStream()>>>(
-      s, grad.data_ptr<float>(), value.data_ptr<float>(), shapes.data_ptr<int64_t>(), starts.data_ptr<int64_t>(),
-      locations.data_ptr<float>(), weights.data_ptr<float>(), grad_value.data_ptr<float>(),
-      grad_locations.data_ptr<float>(), grad_weights.data_ptr<float>());
-  TORCH_CHECK(cudaGetLastError() == cudaSuccess, "the classic backward kernel did not start");
-  return {grad_value, grad_locations, grad_weights};
-}
-
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("forward", forward);
-  m.def("backward", backward);
+// Layouts as in models/ops/src/cuda/kernels.h, shapes (L, 2) and starts (L,) on the device too. The answer is a cudaError_t.
+extern "C" int classic_forward(int N, int S, int M, int D, int Q, int L, int P, const float* value, const long* shapes,
+                               const long* starts, const float* locations, const float* weights, float* answer,
+                               void* stream) {
+  const long count = static_cast<long>(N) * Q * M * D;
+  forward_kernel<<<(count + 255) / 256, 256, 0, static_cast<cudaStream_t>(stream)>>>(
+      count, Sizes{S, M, D, Q, L, P}, value, shapes, starts, locations, weights, answer);
+  return cudaGetLastError();
+}
+
+// grad_value must be zero before.
+extern "C" int classic_backward(int N, int S, int M, int D, int Q, int L, int P, const float* grad, const float* value,
+                                const long* shapes, const long* starts, const float* locations, const float* weights,
+                                float* grad_value, float* grad_locations, float* grad_weights, void* stream) {
+  backward_kernel<<<N * Q * M, D, 3 * D * sizeof(float), static_cast<cudaStream_t>(stream)>>>(
+      Sizes{S, M, D, Q, L, P}, grad, value, shapes, starts, locations, weights, grad_value, grad_locations,
+      grad_weights);
+  return cudaGetLastError();
 }

@@ -4,10 +4,12 @@ Next to a whole pixel, the sum that finds a sample's pixel may round to the next
 pixels, or between one of the map and one behind it. Models meet such places all the time: reference points are the
 centres of pixels, and fresh models add whole numbers to them.
 
-usage: python -m tests.harness.whole_pixels [EXTENSION]     one line for each kind; fails if a number is wrong
-EXTENSION is a compiled op in place of the one that models.ops finds, such as one with AddressSanitizer (make sanitize).
+usage: python -m tests.harness.whole_pixels [EXTENSION] [--device cuda]
+Prints one line for each kind of numbers, and fails if one of them is wrong. EXTENSION is a compiled op in place of the
+one that models.ops finds, such as one with AddressSanitizer (make sanitize).
 """
 
+import argparse
 import importlib
 import importlib.util
 import itertools
@@ -176,8 +178,8 @@ def wrong(ours: list[Tensor], exact: list[Tensor], stored: torch.dtype) -> int:
     return count
 
 
-def sweep(kind: str) -> tuple[int, int]:
-    """How many samples were tried with the CPU kernels, and how many numbers were wrong."""
+def sweep(kind: str, device: str = "cpu") -> tuple[int, int]:
+    """How many samples were tried with the compiled kernels of a device, and how many numbers were wrong."""
     from models.ops import key_aware_deform_attn, ms_deform_attn
 
     tried = bad = 0
@@ -185,18 +187,19 @@ def sweep(kind: str) -> tuple[int, int]:
         shapes = (case.shape,)
 
         def differing(exact: list[Tensor], function: Callable[..., Tensor], *inputs: Tensor, case: Case = case) -> int:
-            inputs = [x.detach().requires_grad_() for x in inputs]
+            inputs = [x.detach().to(device).requires_grad_() for x in inputs]
             answer = function(*inputs)
-            return wrong([answer, *torch.autograd.grad(answer, inputs, case.grad)], exact, case.value.dtype)
+            found = [answer, *torch.autograd.grad(answer, inputs, case.grad.to(device))]
+            return wrong([x.cpu() for x in found], exact, case.value.dtype)
 
         def plain(value: Tensor, locations: Tensor, weights: Tensor, shapes=shapes) -> Tensor:
-            return ms_deform_attn(value, shapes, locations, weights, "cpu")
+            return ms_deform_attn(value, shapes, locations, weights, device)
 
         def aware(query: Tensor, key: Tensor, value: Tensor, locations: Tensor, shapes=shapes) -> Tensor:
-            return key_aware_deform_attn(query, key, value, shapes, locations, "cpu")
+            return key_aware_deform_attn(query, key, value, shapes, locations, device)
 
         def shared(query: Tensor, value: Tensor, locations: Tensor, shapes=shapes) -> Tensor:
-            return key_aware_deform_attn(query, value, value, shapes, locations, "cpu")
+            return key_aware_deform_attn(query, value, value, shapes, locations, device)
 
         tried += case.locations.numel() // 2
         bad += differing(exact_plain(case), plain, case.value, case.locations, case.weights)
@@ -206,13 +209,18 @@ def sweep(kind: str) -> tuple[int, int]:
 
 
 def main() -> int:
-    if len(sys.argv) > 1:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("extension", nargs="?", metavar="EXTENSION")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    if args.extension:
         name = "models.ops.leandetr_ops"
-        spec = importlib.util.spec_from_file_location(name, sys.argv[1])
+        spec = importlib.util.spec_from_file_location(name, args.extension)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         importlib.import_module("models.ops.library")  # the operators, to which the kernels attach themselves
         spec.loader.exec_module(sys.modules[name])
-    results = {kind: sweep(kind) for kind in KINDS}
+    kinds = [kind for kind in KINDS if args.device == "cpu" or kind != "float64"]  # GPUs compute that in plain PyTorch
+    results = {kind: sweep(kind, args.device) for kind in kinds}
     for kind, (tried, bad) in results.items():
         print(f"{kind}: {tried} samples next to whole pixels, {bad} numbers wrong")
     return int(any(bad for _, bad in results.values()))
