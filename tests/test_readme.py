@@ -14,6 +14,7 @@ from models.registry import PARTS
 from tests.golden import objects, picture
 from tests.tiny import shrunk
 from tools.config_reference import FILE, reference
+from tools.gpu.stages import STAGES, TOTAL
 from util.arguments import parse_arguments
 
 ROOT = Path(__file__).parent.parent
@@ -92,3 +93,16 @@ def test_every_target_of_make_is_listed():
     targets = re.search(r"\.PHONY: (.*)", text)[1].split()
     assert len(targets) > 7
     assert all(re.search(rf"^{target}:.*## \w", text, re.MULTILINE) for target in targets)
+
+
+def test_what_has_run_on_a_gpu_is_said_in_one_place():
+    """Pages that say it themselves would go on saying it when it is no longer so."""
+    said = re.compile(r"(?:has|have) (?:not )?run on (?:a GPU|one)\b")
+    assert [page.name for page, text in TEXTS.items() if said.search(" ".join(text.split()))] == ["gpu.md"]
+
+
+def test_the_stages_are_told_with_their_limits():
+    text = TEXTS[ROOT / "docs/gpu.md"]
+    for name, stage in STAGES.items():
+        assert f"| {name} | {stage.limit} |" in text
+    assert f"{TOTAL} s at most" in text
