@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from util.device import constant
+
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is
     """functools.cached_property without the lock that it has before Python 3.12, which torch.compile cannot enter."""
@@ -49,7 +51,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 def padding_of(extents: Shapes, shape: tuple[int, int], device) -> Tensor:
     """(B, H, W) bool, True outside the (h, w) that each picture covers of a map of this shape."""
-    h, w = torch.tensor(extents, device=device)[:, :, None, None].unbind(1)
+    h, w = constant(extents, device)[:, :, None, None].unbind(1)
     y, x = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
     return (y[:, None] >= h) | (x >= w)
 
@@ -57,12 +59,12 @@ def padding_of(extents: Shapes, shape: tuple[int, int], device) -> Tensor:
 def _sizes(extents: tuple[Shapes, ...], device) -> Tensor:
     """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
     sizes = [[(w, h) for h, w in levels] for levels in extents]
-    return torch.tensor(sizes, dtype=torch.float32, device=device)
+    return constant(sizes, device, torch.float32)
 
 
 @remembered
 def _ratios(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
-    return _sizes(extents, device) / torch.tensor([(w, h) for h, w in shapes], device=device)
+    return _sizes(extents, device) / constant([(w, h) for h, w in shapes], device)
 
 
 def _per_token(per_level: Tensor, shapes: Shapes) -> Tensor:
@@ -87,7 +89,7 @@ def _centers_on_levels(shapes: Shapes, extents: tuple[Shapes, ...], device) -> T
 
 @remembered
 def _anchors(shapes: Shapes, extents: tuple[Shapes, ...], device) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor([0.05 * 2.0**level for level in range(len(shapes))], dtype=torch.float32, device=device)
+    sizes = constant([0.05 * 2.0**level for level in range(len(shapes))], device, torch.float32)
     sizes = _per_token(sizes[None, :, None].expand(len(extents), -1, 2), shapes)
     boxes = torch.cat([_centers(shapes, extents, device), sizes], -1)
     levels = zip(zip(*extents, strict=True), shapes, strict=True)
@@ -206,8 +208,8 @@ class Queries:
         for index, group in enumerate(self.groups):
             owner += [index] * group.size
             private += [group.private] * group.size
-        owner = torch.tensor(owner, device=self.content.device)
-        return torch.tensor(private, device=self.content.device) & (owner[:, None] != owner)
+        owner = constant(owner, self.content.device)
+        return constant(private, self.content.device) & (owner[:, None] != owner)
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ class TokenSelection:
     @computed_once
     def kept(self) -> Tensor:
         """(B, K) bool: the ranks that are a picture's own, as opposed to those that only fill its row up."""
-        counts = torch.tensor(self.counts, device=self.chosen.device)
+        counts = constant(self.counts, self.chosen.device)
         return torch.arange(self.chosen.shape[1], device=counts.device) < counts[:, None]
 
 

@@ -88,7 +88,7 @@ class Criterion(nn.Module):
                 raise KeyError(f"the detector wants '{site}' supervised, which criterion.supervise lacks; {known}")
         wanted = {site: self.supervise[site].wanted(objects) for site in sites}
         pairs = self._pairs(output, sites, wanted)
-        num_boxes = torch.tensor(float(len(objects.labels)), device=objects.boxes.device)
+        num_boxes = torch.full((), float(len(objects.labels)), device=objects.boxes.device)
         if self.training:  # in evaluation, processes may have different numbers of batches
             num_boxes = mean_over_processes(num_boxes)
 

@@ -8,6 +8,7 @@ from models.criteria.matcher import Pairs, Targets
 from models.registry import PARTS
 from models.structures import Detections
 from util.box_ops import cxcywh_to_xyxy, generalized_iou
+from util.device import constant
 
 
 @PARTS.register
@@ -97,7 +98,7 @@ def class_error(predicted: Detections, targets: Targets, pairs: Pairs) -> Tensor
     """Percentage of paired predictions of the last layer whose best class is wrong; 100 where there are none."""
     best = pairs.of_predictions(predicted.logits)[-1].argmax(-1)
     right = (best == targets.labels[pairs.target[-1]]).float()
-    return 100 - 100 * right.mean() if len(right) else predicted.logits.new_tensor(100.0)
+    return 100 - 100 * right.mean() if len(right) else predicted.logits.new_full((), 100.0)
 
 
 def cardinality_error(predicted: Detections, targets: Targets) -> Tensor:
@@ -107,4 +108,4 @@ def cardinality_error(predicted: Detections, targets: Targets) -> Tensor:
     """
     logits = predicted.logits[-1]
     counted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1).float()
-    return F.l1_loss(counted, torch.tensor(targets.counts, device=counted.device, dtype=torch.float32))
+    return F.l1_loss(counted, constant(targets.counts, counted.device, torch.float32))

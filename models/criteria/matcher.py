@@ -10,6 +10,7 @@ from torch import Tensor
 from models.registry import PARTS
 from models.structures import Detections, QueryGroup
 from util.box_ops import cxcywh_to_xyxy, generalized_iou
+from util.device import to_device
 
 IMPOSSIBLE = 1e9
 """Cost of a pair whose prediction is not finite: the loss will show it, the matching must survive it."""
@@ -85,11 +86,9 @@ class HungarianMatcher:
         """(N, B, Q, T'): what every prediction costs for every target of its picture; T' is the most in one picture."""
         N, _, Q = detections.boxes.shape[:3]
         width = max(targets.counts)
-        rows = torch.arange(width, device=targets.labels.device)
-        counts = torch.tensor(targets.counts, device=rows.device)
-        index = ((counts.cumsum(0) - counts)[:, None] + rows).clamp(
-            max=len(targets.labels) - 1
-        )  # (B, T'); surplus unused
+        counts = torch.tensor(targets.counts)
+        index = (counts.cumsum(0) - counts)[:, None] + torch.arange(width)
+        index = to_device(index.clamp(max=len(targets.labels) - 1), targets.labels.device)  # (B, T'); surplus unused
         labels, boxes = targets.labels[index], targets.boxes[index]
         predicted = detections.boxes.float()[..., None, :]
         wanted = boxes[:, None]
@@ -147,17 +146,18 @@ def _assign(cost: np.ndarray | None, counts: tuple[int, ...], detections: Detect
         empty = torch.zeros(N, 0, dtype=torch.int64, device=device)
         return Pairs(empty[0], empty, empty)
     stacked = np.concatenate([np.concatenate(pictures)[None], np.concatenate(queries, 1), np.concatenate(targets, 1)])
-    picture, query, target = torch.from_numpy(stacked).to(device).split([1, N, N])
+    picture, query, target = to_device(torch.from_numpy(stacked), device).split([1, N, N])
     return Pairs(picture[0], query, target)
 
 
 def known_pairs(detections: Detections, targets: Targets, groups: list[QueryGroup]) -> Pairs:
     """Denoising needs no matching: in every group, the query in place j is a noised copy of object j (DINO, 3.3)."""
-    device, N = detections.boxes.device, len(detections.boxes)
-    counts = torch.tensor(targets.counts, device=device)
+    N, counts = len(detections.boxes), torch.tensor(targets.counts)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    target = torch.arange(len(targets.labels), device=device)
-    picture = torch.arange(len(counts), device=device).repeat_interleave(counts).repeat(len(groups))
-    starts = torch.arange(len(groups), device=device) * groups[0].size
+    target = torch.arange(len(targets.labels))
+    picture = torch.arange(len(counts)).repeat_interleave(counts).repeat(len(groups))
+    starts = torch.arange(len(groups)) * groups[0].size
     query = (starts[:, None] + target - first).flatten()
-    return Pairs(picture, query.expand(N, -1), target.repeat(len(groups)).expand(N, -1))
+    pairs = torch.stack([picture, query, target.repeat(len(groups))])
+    picture, query, target = to_device(pairs, detections.boxes.device)
+    return Pairs(picture, query.expand(N, -1), target.expand(N, -1))

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from models.criteria.matcher import Targets
 from models.registry import PARTS
 from models.structures import DetectorOutput, Sampling, TokenSelection
+from util.device import constant
 
 
 @torch.no_grad()
@@ -27,18 +28,19 @@ def decoder_attention_map(samplings: list[Sampling], shapes: tuple[tuple[int, in
         raise ValueError("a decoder attention map needs attention weights, which key-aware attention does not tell")
     locations = torch.stack([sampling.locations for sampling in samplings], 1).float()  # (B, N, Q, M, L, P, 2)
     weights = torch.stack([sampling.weights for sampling in samplings], 1).float()
-    height, width = torch.tensor(shapes, device=weights.device).t()[..., None]  # (L, 1) each
+    height, width = constant(shapes, weights.device).t()[..., None]  # (L, 1) each
     area = (height * width)[:, 0]
     start = (area.cumsum(0) - area)[:, None]
     position = locations * torch.stack([width, height], -1)
     corner = position.floor()
     fraction = position - corner
+    shares = torch.cat([1 - fraction, fraction], -1).unbind(-1)
     total = weights.new_zeros(len(weights), sum(h * w for h, w in shapes))
-    for step in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = (corner + corner.new_tensor(step)).unbind(-1)
+    for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = corner[..., 0] + right, corner[..., 1] + down
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         index = torch.where(inside, start + y.long() * width + x.long(), 0)
-        share = torch.cat([1 - fraction, fraction], -1)[..., [2 * step[0], 2 * step[1] + 1]].prod(-1)
+        share = shares[2 * right] * shares[2 * down + 1]
         total.scatter_add_(1, index.flatten(1), torch.where(inside, weights * share, 0).flatten(1))
     return total
 

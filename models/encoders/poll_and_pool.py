@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models.registry import PARTS
 from models.structures import Pyramid, TokenSet
+from util.device import constant
 
 
 @PARTS.register
@@ -56,7 +57,7 @@ class PollAndPool(nn.Module):
         counts, scores = self.counts(pyramid), self.scores(pyramid)
         order = scores.detach().masked_fill(pyramid.padding, -1).argsort(dim=1, descending=True)
         rank = torch.arange(order.shape[1], device=scores.device)
-        taken = rank < torch.tensor(counts, device=scores.device)[:, None]
+        taken = rank < constant(counts, scores.device)[:, None]
         ranked = TokenSet(
             _gather(F.layer_norm(pyramid.tokens, pyramid.tokens.shape[-1:]), order),
             _gather(pyramid.pos, order),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling
+from util.device import constant
 
 
 class DeformableAttention(nn.Module):
@@ -66,7 +67,8 @@ class DeformableAttention(nn.Module):
         reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             # Whole rows of numbers at a time: operators are slow where they repeat numbers by twos.
-            pixels = offsets.new_tensor([(w, h) for h, w in memory.shapes])[:, None].expand(offsets.shape[3:])
+            pixels = constant([(w, h) for h, w in memory.shapes], offsets.device, offsets.dtype)
+            pixels = pixels[:, None].expand(offsets.shape[3:])
             points = reference.expand(*reference.shape[:4], *offsets.shape[4:]).flatten(3)
             return (offsets.flatten(3) / pixels.flatten()).add_(points).view_as(offsets)
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5

@@ -33,7 +33,9 @@ def box_sine_embedding(boxes: Tensor, order: tuple[int, ...], features: int = 12
     Returns:
         (..., len(order) * features), float32.
     """
-    return sine_features(boxes[..., list(order)] * 2 * math.pi, features, temperature=10000).flatten(-2)
+    coordinates = boxes.unbind(-1)  # a list as an index would be copied to the device
+    ordered = torch.stack([coordinates[place] for place in order], -1)
+    return sine_features(ordered * 2 * math.pi, features, temperature=10000).flatten(-2)
 
 
 @PARTS.register

@@ -9,6 +9,7 @@ from models.layers.basic import inverse_sigmoid
 from models.registry import PARTS
 from models.structures import Pyramid, Queries, QueryGroup
 from util.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from util.device import to_device
 
 
 @PARTS.register
@@ -71,14 +72,13 @@ class WithDenoising(nn.Module):
         repeats, size = 2 * groups, 2 * groups * longest
 
         labels = self._noised_labels(labels.repeat(repeats))
-        negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
+        slot = torch.cat([torch.arange(count) for count in counts])
+        slot = (slot + longest * torch.arange(repeats)[:, None]).flatten()
+        picture = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).repeat(repeats)
+        negative = torch.arange(repeats).remainder(2).repeat_interleave(len(boxes))
+        picture, slot, negative = to_device(torch.stack([picture, slot, negative]), boxes.device)
         boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
 
-        slot = torch.cat([torch.arange(count, device=boxes.device) for count in counts])
-        slot = (slot + longest * torch.arange(repeats, device=boxes.device)[:, None]).flatten()
-        picture = torch.repeat_interleave(
-            torch.arange(len(counts), device=boxes.device), torch.tensor(counts, device=boxes.device)
-        ).repeat(repeats)
         embedded = self.label_embed(labels)
         content = embedded.new_zeros(len(counts), size, embedded.shape[-1]).index_put((picture, slot), embedded)
         reference = boxes.new_full((len(counts), size, 4), 0.5).index_put((picture, slot), boxes)
@@ -91,9 +91,14 @@ class WithDenoising(nn.Module):
         return max(1, total // (2 * longest) if total >= 100 else total)
 
     def _noised_labels(self, labels: Tensor) -> Tensor:
-        """A share of the labels is replaced by any label, the true one included."""
-        replaced = (torch.rand_like(labels.float()) < self.label_noise_ratio * 0.5).nonzero()[:, 0]
-        return labels.index_put((replaced,), torch.randint_like(replaced, 0, self.num_classes))
+        """A share of the labels is replaced by any label, the true one included.
+
+        Drawn on the host, which then knows without asking the device how many there are.
+        """
+        replaced = (torch.rand(len(labels)) < self.label_noise_ratio * 0.5).nonzero()[:, 0]
+        drawn = torch.stack([replaced, torch.randint_like(replaced, 0, self.num_classes)])
+        replaced, others = to_device(drawn, labels.device)
+        return labels.index_put((replaced,), others)
 
     def _noised_boxes(self, boxes: Tensor, negative: Tensor) -> Tensor:
         """Moves every corner by a random share of half the box's size, negatives by that and the half once more."""
