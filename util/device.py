@@ -27,11 +27,9 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def stacked(numbers: Mapping[str, Tensor]) -> Tensor:
-    """(N,) float32, without gradient: scalars of any type, in their order."""
-    return torch.stack([number.detach().float() for number in numbers.values()])
-
-
 def read(numbers: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as plain numbers, in one copy to the host."""
-    return dict(zip(numbers, stacked(numbers).tolist(), strict=True)) if numbers else {}
+    """Scalars as plain numbers, rounded to float32, in one copy to the host: here it waits for the device."""
+    if not numbers:
+        return {}
+    stacked = torch.stack([number.detach().float() for number in numbers.values()])
+    return dict(zip(numbers, stacked.cpu().tolist(), strict=True))

@@ -13,8 +13,8 @@ from types import FrameType
 from unittest import mock
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -47,7 +47,7 @@ class Synchronisation:
 
 @contextmanager
 def fake_cuda() -> Iterator[list[Synchronisation]]:
-    """Within this, tensors and modules may be brought to "cuda"; yields what is found, which grows.
+    """Within this, tensors may be brought to "cuda", and modules by `move`; yields what is found, which grows.
 
     Gradients are computed by `backward` below, since autograd's own engine asks the driver for streams. The compiled
     operators stand for CUDA's.
@@ -67,6 +67,19 @@ def fake_cuda() -> Iterator[list[Synchronisation]]:
         yield seen.found
 
 
+def move(module: nn.Module) -> nn.Module:
+    """The module, its parameters and buffers brought to "cuda"; what is tied stays so, which `Module.to` cannot here."""
+    moved: dict[Tensor, Tensor] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor not in moved:
+                    there = tensor.detach().to("cuda")
+                    moved[tensor] = nn.Parameter(there, tensor.requires_grad) if tensors is part._parameters else there
+                tensors[name] = moved.get(tensor)
+    return module
+
+
 class _Watch(TorchDispatchMode):
     """Above a FakeTensorMode: lets real tensors pass it by, and takes down what would wait."""
 
@@ -74,6 +87,10 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.found: list[Synchronisation] = []
         self.pinned = WeakTensorKeyDictionary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here; without its wrapper all is faster
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -89,7 +106,7 @@ class _Watch(TorchDispatchMode):
                 return function.decompose(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         target = kwargs.get("device")
-        if not any(x.is_cuda for x in tensors) and (target is None or torch.device(target).type != "cuda"):
+        if not any(map(_is_fake, tensors)) and (target is None or torch.device(target).type != "cuda"):
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
         reason = self._waits(name, tensors, args, kwargs)
@@ -125,18 +142,23 @@ class _Watch(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             return self._copy_waits(source, source.device if target is None else torch.device(target), args, kwargs)
-        hosts = [x for x in tensors if not x.is_cuda]
+        hosts = [x for x in tensors if not _is_fake(x)]
         if any(x.dim() for x in hosts) or (hosts and name in LIFTING):
             return "reads a tensor on the host"
         return ""
 
     def _copy_waits(self, source: Tensor, target: torch.device, args: tuple, kwargs: dict) -> str:
         free = kwargs.get("non_blocking", len(args) > 2 and args[2] is True)
-        if source.is_cuda and target.type == "cpu":
+        if _is_fake(source) and target.type == "cpu":
             return "" if free else DOWN
-        if not source.is_cuda and target.type == "cuda":
+        if not _is_fake(source) and target.type == "cuda":
             return "" if free and source in self.pinned else "copy to the device, blocking or from pageable memory"
         return ""
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor is on the device: what is on the host is real."""
+    return isinstance(tensor, FakeTensor)
 
 
 @cache
