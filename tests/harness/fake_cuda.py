@@ -60,15 +60,15 @@ def fake_cuda() -> Iterator[list[Synchronisation]]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(BACKENDS, {"cuda": compiled, **BACKENDS}, clear=True))
         stack.enter_context(mock.patch("torch.autograd.backward", backward))
-        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True))
+        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
+        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         stack.enter_context(fake)
         stack.enter_context(seen)
         yield seen.found
 
 
 def move(module: nn.Module) -> nn.Module:
-    """The module, its parameters and buffers brought to "cuda"; what is tied stays so, which `Module.to` cannot here."""
+    """The module, its parameters and buffers brought to "cuda"; what is tied stays so, unlike by `Module.to` here."""
     moved: dict[Tensor, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -136,9 +136,8 @@ class _Watch(TorchDispatchMode):
             return SIZE
         if name in INDEXING:
             masked = any(x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1]) if isinstance(x, Tensor))
-            # A single number is written by masked_fill.
-            if masked and not (len(args) > 2 and args[2].numel() == 1):
-                return SIZE
+            if masked:
+                return "" if len(args) > 2 and args[2].numel() == 1 else SIZE  # masked_fill writes a single number
         if name in ("_to_copy", "copy_"):
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             return self._copy_waits(source, source.device if target is None else torch.device(target), args, kwargs)
