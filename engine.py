@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from util.device import read
 from util.distributed import gather, world_size
 from util.precision import Precision
 from util.preemption import PreemptedError
@@ -117,13 +118,12 @@ def evaluate(
             log.warning("no detections for a picture: %s", message)
         if batch.images is None:
             continue
-        batch = batch.to(precision.device)
+        there = batch.to(precision.device)
         with precision.autocast():
-            output = model(batch.images, batch.targets if criterion is not None else None)
+            output = model(there.images, there.targets if criterion is not None else None)
         if criterion is not None:
-            losses, metrics = criterion.eval()(output, batch.targets)
-            numbers = {"loss": sum(losses.values()), **losses, **metrics} if losses else metrics
-            progress.update({name: value.item() for name, value in numbers.items()})
+            losses, metrics = criterion.eval()(output, there.targets)
+            progress.update(read({"loss": sum(losses.values()), **losses, **metrics} if losses else metrics))
         sizes = torch.stack([target["orig_size"] for target in batch.targets])
         evaluator.update(postprocess(output, sizes), batch.targets)
         if stop():

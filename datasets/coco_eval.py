@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datasets.annotations import Annotations
@@ -60,14 +61,17 @@ class CocoEvaluator:
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]):
         """Takes a batch of what the post-processing returned, and the targets with their `image_id`."""
-        for result, target in zip(results, targets, strict=True):
-            boxes = result["boxes"].double().cpu().numpy()
-            rows = np.empty((len(boxes), 7))
+        columns = ("boxes", "scores", "labels")
+        found = [torch.column_stack([result[name].double() for name in columns]) for result in results]
+        tables = torch.cat(found).cpu().split([len(table) for table in found])  # one copy to the host
+        for table, target in zip(tables, targets, strict=True):
+            boxes, scores, labels = np.split(table.numpy(), (4, 5), 1)
+            rows = np.empty((len(table), 7))
             rows[:, 0] = int(target["image_id"])
             rows[:, 1:3] = boxes[:, :2]
             rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
-            rows[:, 5] = result["scores"].double().cpu().numpy()
-            rows[:, 6] = self.categories[result["labels"].cpu().numpy()]
+            rows[:, 5] = scores[:, 0]
+            rows[:, 6] = self.categories[labels[:, 0].astype(np.int64)]
             self.rows.append(rows[rows[:, 6] >= 0])
 
     def detections(self) -> np.ndarray:

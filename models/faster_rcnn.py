@@ -13,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from models.registry import PARTS
 from util.batch import ImageBatch
 from util.box_ops import cxcywh_to_xyxy
+from util.device import constant
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class FasterRCNN(nn.Module):
         """Takes what `Detector` takes."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         images = [image[:, :h, :w] for image, (h, w) in zip(batch.images, batch.sizes, strict=True)]
-        scales = [image.new_tensor([w, h, w, h]) for image, (h, w) in zip(images, batch.sizes, strict=True)]
+        scales = [constant([w, h, w, h], batch.images.device, batch.images.dtype) for h, w in batch.sizes]
         if self.training:
             return RegionOutput(self.regions(images, self._wanted(targets, scales)), [])
         found = self.regions(images)
@@ -126,6 +127,7 @@ class OwnDetections:
         """Boxes in pixels of pictures of these (B, 2) heights and widths."""
         results = []
         for found, (height, width) in zip(output.found, sizes.tolist(), strict=True):
-            scale = found["boxes"].new_tensor([width, height, width, height])
-            results.append({**found, "boxes": found["boxes"] * scale})
+            boxes = found["boxes"]
+            scale = constant([width, height, width, height], boxes.device, boxes.dtype)
+            results.append({**found, "boxes": boxes * scale})
         return results

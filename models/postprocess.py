@@ -7,11 +7,12 @@ from torchvision.ops import batched_nms
 from models.registry import PARTS
 from models.structures import DetectorOutput
 from util.box_ops import cxcywh_to_xyxy
+from util.device import to_device
 
 
 def in_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:
     """(B, Q, 4) as cx, cy, w, h in (0, 1), and (B, 2) heights and widths -> (B, Q, 4) as x0, y0, x1, y1 in pixels."""
-    height, width = sizes.to(boxes.device).unbind(1)
+    height, width = to_device(sizes, boxes.device).unbind(1)
     return cxcywh_to_xyxy(boxes.float()) * torch.stack([width, height, width, height], 1)[:, None]
 
 

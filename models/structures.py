@@ -15,6 +15,8 @@ from torch import Tensor
 from util.constants import constant
 from util.remembered import remembered
 
+from util.device import constant
+
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is
     """functools.cached_property without the lock that it has before Python 3.12, which torch.compile cannot enter."""

@@ -123,11 +123,11 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value / world_size()
 
 
-def mean_dict(values: dict[str, Tensor]) -> dict[str, float]:
-    """Means over all processes of scalars that every process has under the same names, as plain numbers."""
+def mean_dict(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over all processes of scalars that every process has under the same names, float32, in one exchange."""
     names = sorted(values)
-    stacked = mean_over_processes(torch.stack([values[name].detach().float() for name in names]))
-    return dict(zip(names, stacked.tolist(), strict=True))
+    means = mean_over_processes(torch.stack([values[name].detach().float() for name in names]))
+    return dict(zip(names, means.unbind(), strict=True))
 
 
 def broadcast_buffers(model: torch.nn.Module):

@@ -4,7 +4,7 @@ import math
 import re
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -126,7 +126,7 @@ def _rise(total: int) -> float:
     return (1 - 1e-9) / (total + 1)  # begins at the peak
 
 
-def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> AveragedModel:
+def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> "MovingAverage":
     """An exponential moving average of a model's parameters; tied ones are averaged once, buffers are copied.
 
     Args:
@@ -135,9 +135,25 @@ def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> Avera
         warmup: keep less at first, (1 + n) / (10 + n) after n steps, so that the average forgets how it began.
     """
 
-    def blend(averages: list[Tensor], currents: list[Tensor], count: Tensor):
-        n = float(count)
-        kept = min(decay, (1 + n) / (10 + n)) if warmup else decay
-        torch._foreach_lerp_(averages, currents, 1 - kept)
+    return MovingAverage(model, decay, warmup)
 
-    return AveragedModel(model, multi_avg_fn=blend)
+
+class MovingAverage(AveragedModel):
+    """PyTorch's averaged model, whose count of steps stays on the host; see `moving_average`."""
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool):
+        super().__init__(model)
+        self.decay, self.warmup = decay, warmup
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module):
+        """After an optimiser step. PyTorch's own copies the count to the device and reads it there."""
+        averages, currents, n = list(self.parameters()), list(model.parameters()), int(self.n_averaged)
+        if n == 0:
+            torch._foreach_copy_(averages, currents)
+        else:
+            kept = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+            torch._foreach_lerp_(averages, currents, 1 - kept)
+        for average, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(current)
+        self.n_averaged += 1

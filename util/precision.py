@@ -56,21 +56,36 @@ class Precision:
         """Gradients of a loss, scaled if need be."""
         self.scaler.scale(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, model: nn.Module, clip_norm: float | None) -> float:
+    def step(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, clip_norm: float | None, sound: Tensor | None = None
+    ) -> Tensor:
         """Clips the total gradient norm and steps; with a norm that is not finite it does not step.
 
+        The device decides by itself, if the optimiser is a fused one; others are asked for on the host, which waits.
+
+        Args:
+            sound: bool scalar on the device; False keeps it from stepping, too.
+
         Returns:
-            the norm before clipping.
+            the norm before clipping, a scalar. `adapt` is to follow.
         """
         self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        total = nn.utils.get_total_norm(gradients)
-        norm = total.item()
-        if math.isfinite(norm):  # else the gradients stay as they are, for who wants to know why
-            nn.utils.clip_grads_with_norm_(model.parameters(), math.inf if clip_norm is None else clip_norm, total)
-            self.scaler.step(optimizer)
-        self.scaler.update()
+        norm = nn.utils.get_total_norm(gradients)
+        steps = norm.isfinite() if sound is None else norm.isfinite() & sound
+        # Where it does not step, the gradients stay as they are, for who wants to know why: a norm of 0 is not clipped.
+        limit = math.inf if clip_norm is None else clip_norm
+        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm.where(steps, 0))
+        _step_where(steps, optimizer)
         return norm
+
+    def adapt(self, sound: bool = True):
+        """After `step`: lowers the scale of float16 if gradients were not finite, raises it after many that were.
+
+        Args:
+            sound: whether the losses were finite. If not, gradients say nothing of the scale, which then stays.
+        """
+        self.scaler.update(None if sound else self.scaler.get_scale())
 
     def overflows(self) -> bool:
         """Whether a gradient that is not finite may be float16's doing.
@@ -78,3 +93,16 @@ class Precision:
         Scaled gradients overflow until their scale, which is halved every time, is small enough.
         """
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
+
+def _step_where(steps: Tensor, optimizer: torch.optim.Optimizer):
+    """Steps where a bool scalar is True. A fused optimiser reads that on its device, as GradScaler has it do."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if steps:
+            optimizer.step()
+        return
+    optimizer.grad_scale, optimizer.found_inf = None, (~steps).float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf

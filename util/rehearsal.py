@@ -87,6 +87,7 @@ def training_step(
         precision.backward(total)
         yield "backward"
         precision.step(optimizer, model, clip_norm)
+        precision.adapt()
         optimizer.zero_grad()
         yield "optimiser"
 

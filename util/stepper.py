@@ -7,6 +7,7 @@ import math
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from util.device import read
 from util.distributed import gather, mean_dict
 from util.finite import Rewind, first_offender, gradients_not_finite
 from util.precision import Precision
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 STOP = " stop"
 """Among the numbers that processes exchange at every batch: whether one of them was asked to stop."""
+NORM = "grad_norm"
+"""Of all gradients of a step together, before they are clipped."""
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -53,28 +56,36 @@ class Stepper:
             losses, metrics = self.criterion(output, batch.targets)
             total = sum(losses.values())
             self.precision.backward(total / self.accumulate)
-        numbers = mean_dict({"loss": total, **losses, **metrics, STOP: total.new_tensor(float(stop))})
+        means = mean_dict({"loss": total, **losses, **metrics, STOP: total.new_full((), float(stop))})
+        steps = ends_step and not self.problem
+        if steps:
+            sound = means["loss"].isfinite()
+            means[NORM] = self.precision.step(self.state.optimizer, self.state.model, self.clip_norm, sound)
+        numbers = read(means)  # here, and for its matching, a batch waits for the device
         self.stopping |= numbers.pop(STOP) > 0
+        norm = numbers.pop(NORM, math.nan)
         finite = math.isfinite(numbers["loss"])
+        if steps:
+            self.precision.adapt(finite)
         if not finite and not self.problem:
             self.problem = self._what_is_wrong(numbers, batch)
+        if finite and math.isfinite(norm):
+            numbers[NORM] = norm
         if ends_step:
-            self._step(batch, numbers)
+            self._conclude(batch, norm)
         return numbers if finite else {}
 
-    def _step(self, batch, numbers: dict[str, float]):
+    def _conclude(self, batch, norm: float):
+        """What follows from a step, which was taken if there was no problem and the gradients' norm is finite."""
         state = self.state
-        if not self.problem:
-            norm = self.precision.step(state.optimizer, state.model, self.clip_norm)
-            if math.isfinite(norm):
-                numbers["grad_norm"] = norm
-                state.schedule.step()
-                state.failures = 0
-                if state.average is not None:
-                    state.average.update_parameters(state.model)
-            elif not self.precision.overflows():
-                where = gradients_not_finite(state.model)
-                self.problem = f"not finite: grad_norm; {where}; pictures: {_pictures(batch)}"
+        if not self.problem and math.isfinite(norm):
+            state.schedule.step()
+            state.failures = 0
+            if state.average is not None:
+                state.average.update_parameters(state.model)
+        elif not self.problem and not self.precision.overflows():
+            where = gradients_not_finite(state.model)
+            self.problem = f"not finite: {NORM}; {where}; pictures: {_pictures(batch)}"
         state.optimizer.zero_grad()
         state.step += 1
         problem, self.problem = self.problem, ""

@@ -73,7 +73,11 @@ class WithDenoising(nn.Module):
         repeats, size = 2 * groups, 2 * groups * longest
 
         labels = self._noised_labels(labels.repeat(repeats))
-        negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
+        slot = torch.cat([torch.arange(count) for count in counts])
+        slot = (slot + longest * torch.arange(repeats)[:, None]).flatten()
+        picture = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).repeat(repeats)
+        negative = torch.arange(repeats).remainder(2).repeat_interleave(len(boxes))
+        picture, slot, negative = to_device(torch.stack([picture, slot, negative]), boxes.device)
         boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
 
         place = np.concatenate([np.arange(count) for count in counts])  # of an object within its picture

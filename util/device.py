@@ -1,0 +1,35 @@
+"""What goes from the host to a device, and back, without more waiting than must be."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; a GPU gets what stands on the host by way of page-locked memory, and nobody waits for it.
+
+    Where operators are traced, compiled or exported it is a plain `tensor.to(device)`.
+    """
+    if torch.device(device).type != "cuda" or tensor.is_cuda or _is_traced():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def constant(values, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Plain numbers, as torch.tensor takes them, on a device; nobody waits for a GPU, see `to_device`."""
+    if torch.device(device).type != "cuda" or _is_traced():
+        return torch.tensor(values, dtype=dtype, device=device)
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def read(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as plain numbers, rounded to float32, in one copy to the host: here it waits for the device."""
+    if not numbers:
+        return {}
+    stacked = torch.stack([number.detach().float() for number in numbers.values()])
+    return dict(zip(numbers, stacked.cpu().tolist(), strict=True))
