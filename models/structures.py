@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.constants import constant
-from util.remembered import remembered
-
 from util.device import constant
+from util.remembered import remembered
 
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is

@@ -10,9 +10,15 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device; a GPU gets what stands on the host by way of page-locked memory, and nobody waits for it.
 
     Where operators are traced, compiled or exported it is a plain `tensor.to(device)`.
+
+    Raises:
+        RuntimeError: a CUDA graph is being recorded, which would read the numbers again when they are gone. What makes
+            them should be `remembered`.
     """
     if torch.device(device).type != "cuda" or tensor.is_cuda or _is_traced():
         return tensor.to(device)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("numbers of the host cannot enter a CUDA graph that is being recorded")
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

@@ -8,7 +8,7 @@ from models.criteria.matcher import Pairs, Targets
 from models.registry import PARTS
 from models.structures import Detections
 from util.box_ops import cxcywh_to_xyxy, generalized_iou
-from util.constants import constant
+from util.device import constant
 
 
 @PARTS.register

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.registry import PARTS
 from models.structures import Detections, QueryGroup
 from util.box_ops import cxcywh_to_xyxy, generalized_iou
-from util.constants import constant
+from util.device import constant
 
 IMPOSSIBLE = 1e9
 """Cost of a pair whose prediction is not finite: the loss will show it, the matching must survive it."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from models.criteria.matcher import Targets
 from models.registry import PARTS
 from models.structures import DetectorOutput, Sampling, TokenSelection
-from util.constants import constant
+from util.device import constant
 
 
 @torch.no_grad()
@@ -36,7 +36,6 @@ def decoder_attention_map(samplings: list[Sampling], shapes: tuple[tuple[int, in
     position = locations * torch.stack([width, height], -1)
     corner = position.floor()
     fraction = position - corner
-    shares = torch.cat([1 - fraction, fraction], -1).unbind(-1)
     total = weights.new_zeros(len(weights), sum(h * w for h, w in shapes))
     for step in ((0, 0), (1, 0), (0, 1), (1, 1)):
         x, y = corner[..., 0] + step[0], corner[..., 1] + step[1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling, Shapes
-from util.constants import constant
+from util.device import constant
 from util.remembered import remembered
 
 

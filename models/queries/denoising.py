@@ -10,7 +10,7 @@ from models.layers.basic import inverse_sigmoid
 from models.registry import PARTS
 from models.structures import Pyramid, Queries, QueryGroup
 from util.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
-from util.constants import constant
+from util.device import constant
 
 
 @PARTS.register
@@ -73,11 +73,7 @@ class WithDenoising(nn.Module):
         repeats, size = 2 * groups, 2 * groups * longest
 
         labels = self._noised_labels(labels.repeat(repeats))
-        slot = torch.cat([torch.arange(count) for count in counts])
-        slot = (slot + longest * torch.arange(repeats)[:, None]).flatten()
-        picture = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).repeat(repeats)
-        negative = torch.arange(repeats).remainder(2).repeat_interleave(len(boxes))
-        picture, slot, negative = to_device(torch.stack([picture, slot, negative]), boxes.device)
+        negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
         boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
 
         place = np.concatenate([np.arange(count) for count in counts])  # of an object within its picture
