@@ -61,6 +61,8 @@ class CocoEvaluator:
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]):
         """Takes a batch of what the post-processing returned, and the targets with their `image_id`."""
+        if not results:
+            return
         columns = ("boxes", "scores", "labels")
         found = [torch.column_stack([result[name].double() for name in columns]) for result in results]
         tables = torch.cat(found).cpu().split([len(table) for table in found])  # one copy to the host
