@@ -33,7 +33,7 @@ def kernels(tmp_path_factory):
     source = source.replace('"kernels.h"', f'"{KERNELS.with_name("kernels.h")}"')
     launch = r"(\w+(?:<[\w, ]+>)?)<<<(.*?), \w+>>>\((.*?)\);"
     source, launches = re.subn(launch, r"emulate(\2, [&] { \1(\3); });", source, flags=re.DOTALL)
-    assert launches == 5
+    assert launches == 6
     (folder / "kernels.cpp").write_text(source + (ROOT / "tests/emulation/entry.cpp").read_text())
     command = [COMPILER, "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-I", str(ROOT / "tests/emulation")]
     subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True, timeout=300)
@@ -58,15 +58,19 @@ class Case:
         function = getattr(self.library, f"{name}_{str(self.dtype).removeprefix('torch.')}")
         function(self.sizes, self.flat, *(None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors))
 
-    def plain(self, ordered=False):
-        """Answer and gradients by value, locations and weights."""
+    def has_tiles(self):
+        """Whether the queries are the tokens of some levels."""
+        return bool(self.library.has_tiles(self.sizes, self.flat))
+
+    def plain(self, scatter=None):
+        """Answer and gradients by value, locations and weights; `scatter` is the kernel that sums up those by value."""
         answer = torch.empty_like(self.grad)
         grads = [torch.zeros(self.value.shape), torch.empty_like(self.locations), torch.empty_like(self.weights)]
         inputs = self.value, self.locations, self.weights
         self.call("plain", *inputs, answer)
-        self.call("plain_backward", self.grad, *inputs, None if ordered else grads[0], *grads[1:])
-        if ordered:
-            self.call("scatter_in_order", self.grad, self.locations, self.weights, grads[0])
+        self.call("plain_backward", self.grad, *inputs, None if scatter else grads[0], *grads[1:])
+        if scatter:
+            self.call(scatter, self.grad, self.locations, self.weights, grads[0])
         return answer, *grads
 
     def aware(self, same, ordered=False):
@@ -106,12 +110,35 @@ CASES = [
 ]
 
 
+ENCODERS = [
+    (((5, 9), (3, 4)), 2, 57, 2, 8, 3, torch.float32, 0.4),
+    (((5, 9), (3, 4), (2, 2)), 1, 12, 3, 12, 9, torch.float32, 0.4),  # the queries are the tokens of one level
+    (((17, 3), (1, 2)), 1, 53, 1, 32, 4, torch.bfloat16, 0.0),
+    (((9, 8),), 1, 72, 1, 128, 20, torch.float16, 0.1),
+    (((40, 40), (4, 4)), 1, 16, 2, 8, 4, torch.float32, 0.3),  # samples further apart than can be sorted
+]
+"""Whose queries are tokens."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}-{case[6]}")
-@pytest.mark.parametrize("ordered", [False, True])
-def test_plain(kernels, case, ordered):
+@pytest.mark.parametrize("scatter", [None, "scatter_in_order"])
+def test_plain(kernels, case, scatter):
     c = Case(kernels, *case)
     inputs = (c.value, c.locations, c.weights)
-    c.equal(c.plain(ordered), inputs, lambda v, x, w: reference.ms_deform_attn(v, c.shapes, x, w))
+    c.equal(c.plain(scatter), inputs, lambda v, x, w: reference.ms_deform_attn(v, c.shapes, x, w))
+
+
+@pytest.mark.parametrize("case", ENCODERS, ids=lambda case: f"{case[0]}-{case[2]}")
+def test_plain_in_tiles(kernels, case):
+    c = Case(kernels, *case)
+    assert c.has_tiles()
+    inputs = (c.value, c.locations, c.weights)
+    c.equal(c.plain("scatter_tiles"), inputs, lambda v, x, w: reference.ms_deform_attn(v, c.shapes, x, w))
+
+
+@pytest.mark.parametrize(("queries", "points"), [(56, 3), (5, 3), (57, 40)])
+def test_no_tiles(kernels, queries, points):
+    assert not Case(kernels, ((5, 9), (3, 4)), 1, queries, 1, 8, points, torch.float32, 0.0).has_tiles()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[4]}-{case[6]}")
@@ -135,7 +162,7 @@ def test_next_to_whole_pixels(kernels, kind):
         for name in ("query", "key", "value", "locations", "weights", "grad"):
             setattr(c, name, getattr(near, name))
         for ordered in (False, True):
-            assert wrong(c.plain(ordered), exact_plain(near), c.dtype) == 0
+            assert wrong(c.plain("scatter_in_order" if ordered else None), exact_plain(near), c.dtype) == 0
             assert wrong(c.aware(False, ordered), exact_aware(near, False), c.dtype) == 0
             assert wrong(c.aware(True, ordered), exact_aware(near, True), c.dtype) == 0
 
@@ -144,6 +171,6 @@ def test_values_that_are_no_numbers_stay_where_they_are(kernels):
     c = Case(kernels, ((2, 3),), 1, 2, 1, 8, 2, torch.float32, 0)
     c.value[:] = c.key[:] = torch.inf
     c.locations[:, 0], c.locations[:, 1] = -2.0, torch.nan  # outside
-    for ours in (c.plain(), c.plain(True), c.aware(True), c.aware(False), c.aware(False, True)):
+    for ours in (c.plain(), c.plain("scatter_in_order"), c.aware(True), c.aware(False), c.aware(False, True)):
         for numbers in ours:
             assert numbers.eq(0).all()

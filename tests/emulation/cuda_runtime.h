@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <barrier>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -19,13 +20,23 @@ typedef void* cudaStream_t;
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(x)
+#define __launch_bounds__(...)
 
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct int4 { int x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float __int_as_float(int x) {
+  float y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
+inline int __float_as_int(float x) {
+  int y;
+  std::memcpy(&y, &x, 4);
+  return y;
+}
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
 struct dim3 {
@@ -59,18 +70,40 @@ inline thread_local float* warp_values;
 
 inline void __syncthreads() { whole_block->arrive_and_wait(); }
 inline void __syncwarp() { whole_warp->arrive_and_wait(); }
-inline float __shfl_xor_sync(unsigned, float x, int step) {
-  const int lane = threadIdx.x % 32;
-  warp_values[lane] = x;
+template <typename T>  // of four bytes
+T of_lane(T x, int other) {
+  std::memcpy(warp_values + threadIdx.x % 32, &x, 4);
   __syncwarp();
-  const float other = warp_values[lane ^ step];
+  std::memcpy(&x, warp_values + other, 4);
   __syncwarp();
-  return other;
+  return x;
 }
-inline void atomicAdd(float* to, float x) {
+template <typename T>
+T __shfl_xor_sync(unsigned, T x, int step) {
+  return of_lane(x, threadIdx.x % 32 ^ step);
+}
+template <typename T>
+T __shfl_up_sync(unsigned, T x, int step) {
+  const int lane = threadIdx.x % 32;
+  return of_lane(x, lane < step ? lane : lane - step);
+}
+template <typename T, typename Change>
+T atomically(T* at, Change change) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  *to += x;
+  const T before = *at;
+  *at = change(before);
+  return before;
+}
+template <typename T>
+T atomicAdd(T* to, T x) {
+  return atomically(to, [x](T y) { return y + x; });
+}
+inline int atomicMin(int* to, int x) {
+  return atomically(to, [x](int y) { return min(x, y); });
+}
+inline int atomicMax(int* to, int x) {
+  return atomically(to, [x](int y) { return max(x, y); });
 }
 
 template <typename Kernel>

@@ -18,6 +18,10 @@ leandetr::Problem problem(const long* sizes, const int* shapes) {
 
 }  // namespace
 
+extern "C" bool has_tiles(const long* sizes, const int* shapes) {
+  return leandetr::cuda::has_tiles(problem(sizes, shapes));
+}
+
 #define ENTRIES(T, name)                                                                                               \
   extern "C" void plain_##name(const long* sizes, const int* shapes, T* value, float* locations, float* weights,      \
                                T* answer) {                                                                            \
@@ -38,6 +42,10 @@ leandetr::Problem problem(const long* sizes, const int* shapes) {
                                         float* grad_locations, float* weights, float* slopes) {                        \
     leandetr::cuda::aware_backward<T>(problem(sizes, shapes), grad, query, key, value, locations, grad_query,          \
                                       grad_key, grad_value, grad_locations, weights, slopes, nullptr);                 \
+  }                                                                                                                    \
+  extern "C" void scatter_tiles_##name(const long* sizes, const int* shapes, T* rows, float* locations,               \
+                                       float* factors, float* buffer) {                                                \
+    leandetr::cuda::scatter_tiles<T>(problem(sizes, shapes), rows, locations, factors, buffer, nullptr);               \
   }                                                                                                                    \
   extern "C" void scatter_in_order_##name(const long* sizes, const int* shapes, T* rows, float* locations,            \
                                           float* factors, float* buffer) {                                             \

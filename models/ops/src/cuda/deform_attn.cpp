@@ -32,7 +32,9 @@ namespace {
 Problem checked(const at::Tensor& value, at::IntArrayRef shapes, const at::Tensor& locations,
                 std::initializer_list<at::Tensor> others) {
   TORCH_CHECK(value.size(3) <= cuda::MAX_WIDTH, "heads are at most ", cuda::MAX_WIDTH, " wide, not ", value.size(3));
-  return describe(value, shapes, locations, others);
+  const Problem p = describe(value, shapes, locations, others);
+  TORCH_CHECK(p.N * p.Q * p.M < (int64_t(1) << 31), "pictures times queries times heads are 2^31 or more");
+  return p;
 }
 
 // Atomic additions come in any order; whoever wants the same bits every time gets the slow kernel.
@@ -63,14 +65,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> plain_backward(const at::Tensor& 
   const Problem p = checked(value, shapes, locations, {grad, weights});
   auto grad_value = zeros(value), grad_locations = at::empty_like(locations), grad_weights = at::empty_like(weights);
   if (grad.numel() > 0) {
-    const bool ordered = in_order();
+    const bool ordered = in_order(), tiled = !ordered && cuda::has_tiles(p);
     ON_DEVICE(value, {
       cuda::plain_backward<T>(p, data<const T*>(grad), data<const T*>(value), data<const float*>(locations),
-                              data<const float*>(weights), pointer_unless(ordered, grad_value),
+                              data<const float*>(weights), pointer_unless(ordered || tiled, grad_value),
                               data<float*>(grad_locations), data<float*>(grad_weights), stream);
-      if (ordered)
-        cuda::scatter_in_order<T>(p, data<const T*>(grad), data<const float*>(locations), data<const float*>(weights),
-                                  data<float*>(grad_value), stream);
+      if (ordered || tiled) {
+        const auto scatter = ordered ? cuda::scatter_in_order<T> : cuda::scatter_tiles<T>;
+        scatter(p, data<const T*>(grad), data<const float*>(locations), data<const float*>(weights),
+                data<float*>(grad_value), stream);
+      }
     })
   }
   return {grad_value.to(value.scalar_type()), grad_locations.to(locations_.scalar_type()),

@@ -18,7 +18,7 @@ template <typename T>
 void plain(const Problem& p, const T* value, const float* locations, const float* weights, T* answer,
            cudaStream_t stream);
 
-// Without grad_value, the gradient of the values is left to `scatter_in_order`.
+// Without grad_value, the gradient of the values is left to `scatter_tiles` or `scatter_in_order`.
 template <typename T>
 void plain_backward(const Problem& p, const T* grad, const T* value, const float* locations, const float* weights,
                     float* grad_value, float* grad_locations, float* grad_weights, cudaStream_t stream);
@@ -35,8 +35,14 @@ void aware_backward(const Problem& p, const T* grad, const T* query, const T* ke
                     const float* locations, T* grad_query, float* grad_key, float* grad_value, float* grad_locations,
                     float* weights, float* slopes, cudaStream_t stream);
 
-// buffer[corner] += factors[k] * share of the corner * rows, in an order that never changes. factors (N, Q, M, K),
-// rows (N, Q, M, D), buffer (N, S, M, D). One thread adds everything to one channel of one level: slow.
+// buffer[corner] += factors[k] * share of the corner * rows. factors (N, Q, M, K), rows (N, Q, M, D), buffer (N, S, M, D).
+// For queries that are tokens, as those of encoders (`has_tiles`): what neighbours add to the same cells is summed before.
+template <typename T>
+void scatter_tiles(const Problem& p, const T* rows, const float* locations, const float* factors, float* buffer,
+                   cudaStream_t stream);
+bool has_tiles(const Problem& p);
+
+// The same in an order that never changes. One thread adds everything to one channel of one level: slow.
 template <typename T>
 void scatter_in_order(const Problem& p, const T* rows, const float* locations, const float* factors, float* buffer,
                       cudaStream_t stream);
