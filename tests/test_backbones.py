@@ -1,19 +1,23 @@
-"""Backbones other than ResNet: what the recordings do not show."""
+"""Backbones: what the recordings do not show."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbones.coat import CoaT
 from models.backbones.mpvit import MPViT
+from models.backbones.resnet import ResNet
 from models.backbones.swin import SwinTransformer, join_windows, shift_mask, split_windows
 from models.backbones.timm import TimmBackbone
 from models.registry import PARTS
 from util.checkpoint import CheckpointError, read_checkpoint
 from util.config import ConfigDict, ConfigError
+from util.precision import allow_tf32
 
 SMALLEST = {
     "swin": lambda: SwinTransformer("tiny"),
@@ -183,3 +187,39 @@ def test_what_timm_lacks_is_said(name, told):
 def test_an_unknown_size_is_answered_with_the_nearest(kind):
     with pytest.raises(ConfigError, match="did you mean '(lite_)?tiny'"):
         PARTS.build(ConfigDict(type=kind, arch="tinny"))
+
+
+def compare_without_gradients(depth: int, device: str):
+    """A ResNet without gradients, where norms and what follows are computed within the convolutions, and with them."""
+    torch.manual_seed(0)
+    resnet = ResNet(depth, (1, 2, 3, 4), dilation=depth == 50).to(device)
+    for module in resnet.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for numbers in (module.weight, module.bias, module.running_mean, module.running_var):
+                torch.nn.init.uniform_(numbers, 0.5, 1.5)
+    images = torch.randn(2, 3, 65, 97, device=device).contiguous(memory_format=torch.channels_last)
+    wanted = [x.detach() for x in resnet(images)]
+    with torch.no_grad():
+        found = resnet(images)
+        with torch.autocast(device, torch.bfloat16):
+            halves = resnet(images)
+    for ours, half, expected in zip(found, halves, wanted, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - expected).norm() <= 3e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_without_gradients(depth):
+    compare_without_gradients(depth, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_without_gradients_on_a_gpu(depth, monkeypatch):
+    fused = Mock(wraps=torch.cudnn_convolution_add_relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
+    allow_tf32(False)
+    compare_without_gradients(depth, "cuda")
+    assert fused.called

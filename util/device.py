@@ -15,7 +15,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
         RuntimeError: a CUDA graph is being recorded, which would read the numbers again when they are gone. What makes
             them should be `remembered`.
     """
-    if torch.device(device).type != "cuda" or tensor.is_cuda or _is_traced():
+    if torch.device(device).type != "cuda" or tensor.is_cuda or is_traced():
         return tensor.to(device)
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("numbers of the host cannot enter a CUDA graph that is being recorded")
@@ -24,12 +24,13 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 def constant(values, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """Plain numbers, as torch.tensor takes them, on a device; nobody waits for a GPU, see `to_device`."""
-    if torch.device(device).type != "cuda" or _is_traced():
+    if torch.device(device).type != "cuda" or is_traced():
         return torch.tensor(values, dtype=dtype, device=device)
     return to_device(torch.tensor(values, dtype=dtype), device)
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
+    """Whether operators are traced or compiled just now, and not run."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from models.layers.basic import Recomputable
 from models.registry import PARTS
+from util.device import is_traced
 
 NORMS = {
     "frozen": FrozenBatchNorm2d,
@@ -19,17 +20,50 @@ NORMS = {
 }
 
 
-def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """A convolution and its norm.
+def _is_folded(norm: nn.Module) -> bool:
+    """Whether a norm is multiplied into the weights, which are fewer than the pixels.
 
-    Without gradients, frozen norms are multiplied into the weights, which are fewer than the pixels. With gradients,
-    all is rounded as in the papers' code.
+    Not with gradients: then all is rounded as in the papers' code.
     """
-    if torch.is_grad_enabled() or not isinstance(norm, FrozenBatchNorm2d):
-        return norm(convolution(x))
+    return not torch.is_grad_enabled() and isinstance(norm, FrozenBatchNorm2d)
+
+
+def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of both together."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight, shift = convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-    return F.conv2d(x, weight, shift, convolution.stride, convolution.padding, convolution.dilation)
+    return convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """A convolution and its norm."""
+    if not _is_folded(norm):
+        return norm(convolution(x))
+    weight, bias = _folded(convolution, norm)
+    return F.conv2d(x, weight, bias, convolution.stride, convolution.padding, convolution.dilation)
+
+
+def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """The ReLU of a convolution, its norm and a shortcut."""
+    if _is_folded(norm) and _has_fused_kernels(x):
+        return _fused(convolution, *_folded(convolution, norm), x, shortcut)
+    x = _convolve(convolution, norm, x)
+    return F.relu(x if shortcut is None else x.add_(shortcut), inplace=True)
+
+
+def _has_fused_kernels(x: Tensor) -> bool:
+    """Whether cuDNN can add and rectify while it convolves, which saves reading and writing every map twice."""
+    cudnn = torch.backends.cudnn
+    return x.is_cuda and cudnn.is_available() and cudnn.enabled and x.numel() > 0 and not is_traced()
+
+
+def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """`_activate` in one kernel. It knows nothing of autocast."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    sizes = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    if shortcut is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *sizes)
+    return torch.cudnn_convolution_add_relu(x, weight, shortcut.to(dtype), 1.0, bias, *sizes)
 
 
 def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
@@ -41,8 +75,8 @@ class BasicBlock(Recomputable, resnet.BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
-        return F.relu(_convolve(self.conv2, self.bn2, hidden).add_(_shortcut(self, x)), inplace=True)
+        hidden = _activate(self.conv1, self.bn1, x)
+        return _activate(self.conv2, self.bn2, hidden, _shortcut(self, x))
 
 
 class Bottleneck(Recomputable, resnet.Bottleneck):
@@ -50,9 +84,8 @@ class Bottleneck(Recomputable, resnet.Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
-        hidden = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
-        hidden = F.relu(_convolve(self.conv2, self.bn2, hidden), inplace=True)
-        return F.relu(_convolve(self.conv3, self.bn3, hidden).add_(_shortcut(self, x)), inplace=True)
+        hidden = _activate(self.conv2, self.bn2, _activate(self.conv1, self.bn1, x))
+        return _activate(self.conv3, self.bn3, hidden, _shortcut(self, x))
 
 
 ARCHS = {
@@ -116,7 +149,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stage."""
         body = self.body
-        x = body.maxpool(F.relu(_convolve(body.conv1, body.bn1, images), inplace=True))
+        x = body.maxpool(_activate(body.conv1, body.bn1, images))
         maps = []
         for stage in range(1, self.stages[-1] + 1):
             x = getattr(body, f"layer{stage}")(x)
