@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from models.ops import ms_deform_attn
 from tools.benchmark_ops import build_classic
+from tools.gpu import speed
 from tools.gpu.profile import METRICS, kernels
 from tools.gpu.report import render
 from tools.gpu.results import Results
-from tools.gpu.stages import STAGES
+from tools.gpu.stages import STAGES, Setting
 from tools.gpu.waiting import SAID, covered, synchronisations
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +88,23 @@ def test_a_stage_that_breaks_keeps_what_it_had(tmp_path):
         f"| op | {STAGES['op'].title} | not ended | 0 | 1 of 2 | 0 of 1 |",
     ):
         assert line in report
+
+
+@pytest.mark.parametrize(("name", "kind"), [("transformers", "note"), ("classic", "check")])
+def test_kernels_have_to_agree_unless_they_round_locations(tmp_path, monkeypatch, name, kind):
+    def found(device, dtype, with_classic, shapes):
+        attend = partial(ms_deform_attn, backend="reference")
+        return {
+            ("plain", "reference"): (lambda v, x, w: attend(v, shapes, x, w), (1, 2, 3)),
+            ("plain", name): (lambda v, x, w: attend(v, shapes, x + 0.1, w), (1, 2, 3)),
+        }
+
+    monkeypatch.setattr(speed, "functions", found)
+    results = Results(tmp_path / "speed.jsonl")
+    speed.measure(Setting("cpu", tmp_path, 9.0), results, (2, None, "bfloat16"), ((4, 5), (2, 2)), 1e9)
+    (said,) = (entry for entry in entries(results.path) if entry["kind"] != "row")
+    assert said["kind"] == kind
+    assert "apart" in (said.get("text") or said["said"])
 
 
 def test_synchronisations_are_counted_by_our_own_lines():
