@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.ops import ms_deform_attn
 from tools.benchmark_ops import build_classic
@@ -20,6 +21,7 @@ from tools.gpu.report import render
 from tools.gpu.results import Results
 from tools.gpu.stages import STAGES, Setting
 from tools.gpu.waiting import SAID, covered, synchronisations
+from util.benchmark import held_megabytes
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*ROOT.glob("tools/*.sh"), ROOT / "models/ops/make.sh", ROOT / ".ci/run"])
@@ -105,6 +107,14 @@ def test_kernels_have_to_agree_unless_they_round_locations(tmp_path, monkeypatch
     (said,) = (entry for entry in entries(results.path) if entry["kind"] != "row")
     assert said["kind"] == kind
     assert "apart" in (said.get("text") or said["said"])
+
+
+def test_what_a_run_holds_is_no_cache(monkeypatch):
+    memory = {"held": 10e6, "cached": 3e6}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: memory.update(cached=0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: memory["held"] + memory["cached"])
+    assert held_megabytes(lambda: memory.update(held=17e6, cached=5e6)) == 7
 
 
 def test_synchronisations_are_counted_by_our_own_lines():
