@@ -9,6 +9,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tools.gpu.profile import METRICS, kernels
 from tools.gpu.report import render
 from tools.gpu.results import Results
 from tools.gpu.stages import STAGES, Setting
-from tools.gpu.waiting import SAID, covered, synchronisations
+from tools.gpu.waiting import NODE, SAID, WAITS, covered, synchronisations, who
 from util.benchmark import held_megabytes
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +128,23 @@ def test_synchronisations_are_counted_by_our_own_lines():
     assert place.startswith("tests/test_gpu_check.py:")
     assert place.endswith(" step")
     assert count == 2
+
+
+def test_who_waits_is_an_operator_and_a_node_of_autograd():
+    def event(*names):
+        """The innermost of some events, the outermost first."""
+        found = None
+        for name in names:
+            found = SimpleNamespace(name=name, cpu_parent=found)
+        return found
+
+    node, wait = f"{NODE}IndexBackward0", WAITS[0]
+    assert who(event(node, "IndexBackward0", "aten::index_put_", "aten::_index_put_impl_", wait)) == (
+        "aten::_index_put_impl_ in IndexBackward0"
+    )
+    assert who(event("aten::to", "aten::copy_", wait)) == "aten::copy_"
+    assert who(event(node, "IndexBackward0", wait)) == "in IndexBackward0"
+    assert who(event("a range", wait)) == who(event(wait)) == "unknown"
 
 
 def test_time_that_several_kernels_share_counts_once():

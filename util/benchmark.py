@@ -159,8 +159,8 @@ def peak_megabytes(work: Callable[[], object], device: str) -> float:
 def held_megabytes(work: Callable[[], object]) -> float:
     """GPU memory, in 10^6 bytes, that a first run takes and nothing else can have afterwards, whoever needs it.
 
-    Of a detector that is recorded in that run: what its CUDA graph holds. While one is recorded, the allocator sets whole
-    blocks apart for it, which `peak_megabytes` of later runs does not see. Its cache is given back before and after.
+    Of a detector that is recorded in that run: what its CUDA graph holds. The allocator sets whole blocks apart for it,
+    which `peak_megabytes` of later runs does not see. What it only caches is given back before and after.
     """
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
