@@ -163,14 +163,6 @@ def test_a_config_in_a_checkpoint_is_not_executed(tmp_path):
     assert not (tmp_path / "escaped").exists()
 
 
-@pytest.fixture
-def compiler():
-    """PyTorch's compiler without the sizes that other tests showed it, and they without those shown here."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("mode", ["compiled", "graphed"])
 def test_modes_detect_the_same(checkpoint, folder, monkeypatch, mode):
