@@ -48,6 +48,21 @@ def output(predicted, *groups, **seen):
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.integers(0, 99))
+@settings(max_examples=20)
+def test_paired_rows_and_their_gradients_are_those_of_indexing(first, second, queries, seed):
+    targets, predicted = Targets.of(objects(first, second, seed=seed)), detections(2, 2, queries, seed)
+    (pairs,) = HungarianMatcher().match([(predicted, targets)])
+    for values in (predicted.logits, predicted.boxes, predicted.boxes[..., 0]):
+        found, wanted = values.clone().requires_grad_(), values.clone().requires_grad_()
+        rows = pairs.of_predictions(found)
+        indexed = wanted[torch.arange(2)[:, None], pairs.picture, pairs.query]
+        assert rows.equal(indexed)
+        for answer in (rows, indexed):
+            (answer * answer.detach()).sum().backward()
+        assert found.grad.equal(wanted.grad)
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.integers(0, 99))
 @settings(max_examples=40)
 def test_the_assignment_is_the_cheapest(first, second, queries, seed):
     matcher, targets = HungarianMatcher(), Targets.of(objects(first, second, seed=seed))

@@ -7,16 +7,22 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from models.ops import ms_deform_attn
 from tools.benchmark_ops import build_classic
+from tools.gpu import speed
 from tools.gpu.profile import METRICS, kernels
 from tools.gpu.report import render
 from tools.gpu.results import Results
-from tools.gpu.stages import STAGES
-from tools.gpu.waiting import SAID, covered, synchronisations
+from tools.gpu.stages import STAGES, Setting
+from tools.gpu.waiting import NODE, SAID, WAITS, covered, synchronisations, who
+from util.benchmark import held_megabytes
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*ROOT.glob("tools/*.sh"), ROOT / "models/ops/make.sh", ROOT / ".ci/run"])
@@ -87,6 +93,31 @@ def test_a_stage_that_breaks_keeps_what_it_had(tmp_path):
         assert line in report
 
 
+@pytest.mark.parametrize(("name", "kind"), [("transformers", "note"), ("classic", "check")])
+def test_kernels_have_to_agree_unless_they_round_locations(tmp_path, monkeypatch, name, kind):
+    def found(device, dtype, with_classic, shapes):
+        attend = partial(ms_deform_attn, backend="reference")
+        return {
+            ("plain", "reference"): (lambda v, x, w: attend(v, shapes, x, w), (1, 2, 3)),
+            ("plain", name): (lambda v, x, w: attend(v, shapes, x + 0.1, w), (1, 2, 3)),
+        }
+
+    monkeypatch.setattr(speed, "functions", found)
+    results = Results(tmp_path / "speed.jsonl")
+    speed.measure(Setting("cpu", tmp_path, 9.0), results, (2, None, "bfloat16"), ((4, 5), (2, 2)), 1e9)
+    (said,) = (entry for entry in entries(results.path) if entry["kind"] != "row")
+    assert said["kind"] == kind
+    assert "apart" in (said.get("text") or said["said"])
+
+
+def test_what_a_run_holds_is_no_cache(monkeypatch):
+    memory = {"held": 10e6, "cached": 3e6}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: memory.update(cached=0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: memory["held"] + memory["cached"])
+    assert held_megabytes(lambda: memory.update(held=17e6, cached=5e6)) == 7
+
+
 def test_synchronisations_are_counted_by_our_own_lines():
     def step():
         for _ in range(2):
@@ -97,6 +128,23 @@ def test_synchronisations_are_counted_by_our_own_lines():
     assert place.startswith("tests/test_gpu_check.py:")
     assert place.endswith(" step")
     assert count == 2
+
+
+def test_who_waits_is_an_operator_and_a_node_of_autograd():
+    def event(*names):
+        """The innermost of some events, the outermost first."""
+        found = None
+        for name in names:
+            found = SimpleNamespace(name=name, cpu_parent=found)
+        return found
+
+    node, wait = f"{NODE}IndexBackward0", WAITS[0]
+    assert who(event(node, "IndexBackward0", "aten::index_put_", "aten::_index_put_impl_", wait)) == (
+        "aten::_index_put_impl_ in IndexBackward0"
+    )
+    assert who(event("aten::to", "aten::copy_", wait)) == "aten::copy_"
+    assert who(event(node, "IndexBackward0", wait)) == "in IndexBackward0"
+    assert who(event("a range", wait)) == who(event(wait)) == "unknown"
 
 
 def test_time_that_several_kernels_share_counts_once():

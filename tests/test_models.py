@@ -193,6 +193,7 @@ def test_without_gradients_the_answer_is_the_same():
         assert judged.seen["proposals"].logits.shape == full.seen["proposals"].logits.shape
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "sparse_detr/sparse_detr_r50_rho_0.3"])
 def test_detectors_compile_as_one_graph(name):
     torch.manual_seed(0)

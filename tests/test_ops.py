@@ -229,7 +229,7 @@ def test_kernels_are_for_cards_of_their_own_generation_and_with_ptx_for_later_on
 
 
 def test_a_card_that_the_kernels_are_not_for_gets_plain_pytorch_and_a_line(monkeypatch, caplog):
-    dispatch._runs_on.cache_clear()
+    monkeypatch.setattr(dispatch, "FIT_CARDS", {})
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", dispatch._compiled("cuda", (torch.float32,)))
     monkeypatch.setattr(dispatch, "cuda_architectures", lambda: "8.0;8.6;8.9;9.0+PTX")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -242,10 +242,27 @@ def test_a_card_that_the_kernels_are_not_for_gets_plain_pytorch_and_a_line(monke
         "Tesla T4 has compute capability 7.5, the CUDA kernels are for 8.0;8.6;8.9;9.0+PTX: using plain"
     )
     assert "`make clean ops`" in line
-    dispatch._runs_on.cache_clear()
+    dispatch.FIT_CARDS.clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     assert "cuda" in available_backends()
-    dispatch._runs_on.cache_clear()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("capability", [(8, 6), (7, 5)])
+@pytest.mark.usefixtures("compiler")
+def test_whether_a_card_is_fit_is_asked_while_compiling_and_not_traced(monkeypatch, capability):
+    def ask(index):
+        assert not torch.compiler.is_dynamo_compiling()
+        return capability
+
+    monkeypatch.setattr(dispatch, "FIT_CARDS", {})
+    monkeypatch.setattr(dispatch, "cuda_architectures", lambda: "8.0+PTX")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", ask)
+    x = torch.ones(2)
+    compiled = torch.compile(lambda x: x + dispatch._runs_on(0), fullgraph=True, backend="eager")
+    assert compiled(x).equal(x + (capability == (8, 6)))
+    assert len(dispatch.FIT_CARDS) == 1
 
 
 @needs_extension
@@ -432,6 +449,7 @@ def test_mixed_dtypes_as_autocast_gives_them():
 
 
 @needs_extension
+@pytest.mark.usefixtures("compiler")
 def test_compiled_and_exported_programs_see_one_operator():
     shapes = ((3, 4), (2, 2))
     _, _, value, locations, weights = problem(shapes)

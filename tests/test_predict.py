@@ -5,6 +5,7 @@ import re
 import sys
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+import tools.predict
 from datasets.annotations import read_annotations
-from datasets.categories import COCO
+from datasets.categories import COCO, Categories
 from datasets.pictures import find_pictures, read_pictures
 from datasets.predictions import Found
 from datasets.shapes import make_shapes
@@ -109,6 +111,19 @@ def test_nothing_to_detect_on_is_no_success(checkpoint, tmp_path, folder):
     assert main([*arguments[2:], "--checkpoint", str(tmp_path / "none.pth"), str(folder)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("device", "asked", "allowed"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_tf32_is_for_gpus_that_are_asked_to_use_it(folder, tmp_path, monkeypatch, device, asked, allowed):
+    said, categories = [], Categories((1,), ("thing",))
+    found = SimpleNamespace(precision=SimpleNamespace(device=device), categories=categories)
+    monkeypatch.setattr(tools.predict, "Predictor", lambda *args, **kwargs: found)
+    monkeypatch.setattr(tools.predict, "allow_tf32", said.append)
+    arguments = ["--checkpoint", "any.pth", "--output_dir", str(tmp_path), str(folder / "broken.jpg")]
+    main([*arguments, *["--tf32"] * asked])
+    assert said == [allowed]
+
+
 def test_pictures_of_one_name_are_drawn_side_by_side(checkpoint, folder, tmp_path):
     source = sorted(folder.glob("0*.jpg"))[0]
     for place in ("a", "b"):
@@ -161,14 +176,6 @@ def test_a_config_in_a_checkpoint_is_not_executed(tmp_path):
     with pytest.raises(CheckpointError, match="'categories' are not lists"):
         restore_detector(tmp_path / "odd.pth")
     assert not (tmp_path / "escaped").exists()
-
-
-@pytest.fixture
-def compiler():
-    """PyTorch's compiler without the sizes that other tests showed it, and they without those shown here."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("compiler")

@@ -17,7 +17,7 @@ from tools.tables import PUBLISHED, published_ap, table
 from util.benchmark import matrix_rate, measure_latency, name_of
 from util.config import load_config
 from util.flops import count_gmacs
-from util.precision import Precision
+from util.precision import Precision, allow_tf32
 from util.visualize import scatter_plot
 
 CLAIMS = (
@@ -42,6 +42,7 @@ def measure_all(
         by name: gmacs (not of opponents), peak_mb, and of each round: seconds, the median of the repeats, and rate, the
         matrix products' operations per second just before, in 10^9.
     """
+    allow_tf32(False)  # so that float32 is float32, in convolutions too
     precision = Precision(args.device, args.amp)
     detectors = {path.stem: build_detector(load_config(path)).to(args.device).eval() for path in chosen}
     timed = detectors | (opponents or {})

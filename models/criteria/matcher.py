@@ -61,8 +61,9 @@ class Pairs:
 
     def of_predictions(self, values: Tensor) -> Tensor:
         """(N, B, Q, ...) -> (N, P, ...): the rows of the paired predictions."""
-        layer = torch.arange(len(values), device=values.device)[:, None]
-        return values[layer, self.picture, self.query]
+        rows = torch.add(self.query, self.picture, alpha=values.shape[2])  # (N, P), of all pictures' predictions
+        rows = rows.view(*rows.shape, *[1] * (values.dim() - 3)).expand(-1, -1, *values.shape[3:])
+        return values.flatten(1, 2).gather(1, rows)  # not values[...], whose gradient waits for the GPU
 
 
 @PARTS.register

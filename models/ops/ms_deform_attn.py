@@ -1,6 +1,5 @@
 """Deformable attention as the models call it: checks the arguments and picks the fastest backend that serves them."""
 
-import functools
 import importlib
 import logging
 import re
@@ -105,11 +104,17 @@ def fits_card(architectures: str, capability: tuple[int, int]) -> bool:
     return not pairs or any(least <= capability and (ptx or least[0] == capability[0]) for least, ptx in pairs)
 
 
-@functools.cache
+FIT_CARDS: dict[int, bool] = {}
+"""{index of a GPU: whether the CUDA kernels run on it}, of those that were asked about."""
+
+
+@torch.compiler.assume_constant_result  # the compiler takes the answer, and does not trace what asks the driver
 def _runs_on(index: int) -> bool:
     """Whether the CUDA kernels run on a GPU; says so once if they do not."""
+    if index in FIT_CARDS:
+        return FIT_CARDS[index]
     capability, architectures = torch.cuda.get_device_capability(index), cuda_architectures()
-    fits = fits_card(architectures, capability)
+    fits = FIT_CARDS[index] = fits_card(architectures, capability)
     if not fits:
         card = f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}"
         remedy = "`make clean ops` on this machine builds for its own cards"

@@ -30,6 +30,8 @@ SIZED_BY_DATA = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_c
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 LIFTING = {"where", *INDEXING}
 """Operators that copy a number on the host to the device as a tensor, where all others hand it to the kernel."""
+ACCUMULATES = "adds up at indices, which some versions of PyTorch wait for"
+"""What the gradient of indexing with tensors does; that of gather and index_select does not wait."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class _Watch(TorchDispatchMode):
             masked = any(x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1]) if isinstance(x, Tensor))
             if masked:
                 return "" if len(args) > 2 and args[2].numel() == 1 else SIZE  # masked_fill writes a single number
+            if kwargs.get("accumulate", len(args) > 3 and args[3]):
+                return ACCUMULATES
         if name in ("_to_copy", "copy_"):
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             return self._copy_waits(source, source.device if target is None else torch.device(target), args, kwargs)

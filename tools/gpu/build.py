@@ -30,10 +30,15 @@ def run(setting: Setting, results: Results):
         with results.attempt("the classic kernels, to compare with, are built"):
             build_classic(torch.cuda.get_device_capability())
     results.check("the doctor runs", _start([sys.executable, "tools/doctor.py"], ".", {}).wait() == 0)
-    from models.ops import available_backends
+    wanted, found = "reference" if setting.rehearsal else "cuda", available_backends()
+    results.check(f"backend {wanted} is there", wanted in found, ", ".join(found))
 
-    wanted = "reference" if setting.rehearsal else "cuda"
-    results.check(f"backend {wanted} is there", wanted in available_backends(), ", ".join(available_backends()))
+
+def available_backends() -> list[str]:
+    """What computes attention, asked in a new process: this one may have looked before the op was built."""
+    code = "from models.ops import available_backends; print(*available_backends())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.split()
 
 
 def _start(command: list[str], folder: str, environment: dict[str, str]) -> subprocess.Popen:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tools.gpu.results import Results
 from tools.gpu.stages import STAGES, Setting
+from util.precision import allow_tf32
 
 FAILED = 3
 """The exit status where a check did not hold; 1 is Python's own, where the stage itself broke."""
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, required=True)
     parser.add_argument("--data", type=Path)
     args = parser.parse_args()
+    allow_tf32(False)  # so that float32 is float32, in convolutions too
     results = Results(args.out / f"{args.name}.jsonl")
     setting = Setting(args.device, args.out, args.limit, args.data)
     importlib.import_module(f"tools.gpu.{args.name}").run(setting, results)

@@ -15,6 +15,8 @@ from tools.gpu.stages import ROOT
 
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 """What a synchronisation of PyTorch calls."""
+NODE = "autograd::engine::evaluate_function: "
+"""What PyTorch's profiler writes before the name of a node of autograd whose gradient is being computed."""
 SAID = "synchronizing CUDA operation"
 """PyTorch's warning of one (torch.cuda.set_sync_debug_mode)."""
 
@@ -70,6 +72,30 @@ def profiled(work: Callable[[], object]) -> tuple[float, list[float]]:
     events = profile.events()
     busy = covered((event.time_range.start, event.time_range.end) for event in events if _on_device(event))
     return 1e-6 * busy / seconds, [event.time_range.elapsed_us() / 1e3 for event in events if event.name in WAITS]
+
+
+def waiting(work: Callable[[], object]) -> list[tuple[str, float]]:
+    """Runs `work` under PyTorch's profiler, which records operators too: the host is slower then, and waits less.
+
+    Returns:
+        (who waits, ms) of each of its synchronisations, in their order; within the backward pass, too, where no line of
+        this project is at work.
+    """
+    torch.cuda.synchronize()
+    with torch.profiler.profile() as profile:
+        work()
+        torch.cuda.synchronize()
+    return [(who(event), event.time_range.elapsed_us() / 1e3) for event in profile.events() if event.name in WAITS]
+
+
+def who(event) -> str:
+    """The operator that a profiler's event lies within, and the node of autograd, as far as there are any."""
+    names = []
+    while (event := event.cpu_parent) is not None:
+        names.append(event.name)
+    operators = [name for name in names if "::" in name and not name.startswith(NODE)]
+    nodes = [f"in {name.removeprefix(NODE)}" for name in names if name.startswith(NODE)]
+    return " ".join([*operators[:1], *nodes[:1]]) or "unknown"
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
