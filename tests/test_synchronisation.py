@@ -187,8 +187,8 @@ def test_a_model_of_float16_waits_no_more():
         (lambda x: x[[0, 1]], "_to_copy: copy to the device"),
         (lambda x: x[torch.tensor([0, 1])], "index: reads a tensor on the host"),
         (lambda x: x[x > 0], "index: how large"),
-        (lambda x: x.index_put((x.long(),), x, accumulate=True), "index_put: adds up"),
-        (lambda x: x.index_put_((x.long(),), x, accumulate=True), "index_put_: adds up"),
+        (lambda x: x.requires_grad_().prod(0), "prod: its gradient"),
+        (lambda x: x.requires_grad_().cumprod(0), "cumprod: its gradient"),
         (lambda x: x.nonzero(), "nonzero: how large"),
         (lambda x: x.masked_select(x > 0), "masked_select: how large"),
         (lambda x: x.unique(), "_unique2: how large"),
@@ -216,7 +216,8 @@ def test_what_does_not_wait_is_not():
         x[x > 0] = 1.0  # a number is written by masked_fill
         torch.where(x > 0, x, 0.0)
         x[torch.arange(2, device="cuda")]
-        x.index_put((x.long(),), x)
+        x.index_put((x.long(),), x, accumulate=True)
+        x.prod(0)
         x.repeat_interleave(x.long(), output_size=6)
         torch.full((2,), 3.0, device="cuda")
         torch.ones(3).pin_memory().to("cuda", non_blocking=True)
@@ -224,23 +225,6 @@ def test_what_does_not_wait_is_not():
         assert to_device(torch.ones(2), "cuda").is_cuda
         assert torch.ones(3).sum().item() == 3  # on the host all is real
     assert found == []
-
-
-@pytest.mark.parametrize(
-    ("work", "waits"),
-    [
-        (lambda x, index: x[index], True),
-        (lambda x, index: x[:, index], True),
-        (lambda x, index: x.gather(0, index[:, None].expand(-1, 3)), False),
-        (lambda x, index: x.index_select(0, index), False),
-    ],
-)
-def test_what_waits_in_the_backward_pass_is_found(work, waits):
-    with fake_cuda() as found:
-        x = torch.zeros(4, 3, device="cuda").requires_grad_()
-        backward(work(x, torch.arange(2, device="cuda")).sum())
-    assert [one.operator.startswith("index_put: adds up") for one in found] == [True] * waits
-    assert all(one.place.startswith("tests/test_synchronisation.py:") for one in found)
 
 
 def test_gradients_of_the_harness_are_those_of_autograd():

@@ -92,9 +92,7 @@ class WindowAttention(nn.Module):
         """Windows (B * W, N, C) -> the same shape. The mask (W or 1, N, N) is added to the products, in turn."""
         n, c = windows.shape[1:]
         m = len(mask)
-        # Not table[index], whose gradient waits for the GPU.
-        bias = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
-        bias = bias.view(n, n, self.heads).permute(2, 0, 1)  # (heads, N, N)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
         bias = (bias + mask[:, None]).flatten(0, 1)
         qkv = self.qkv(windows).view(-1, m, n, 3, self.heads, c // self.heads)
         # Masked windows stand beside the heads, so that one mask serves all pictures of the batch.

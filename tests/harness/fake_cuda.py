@@ -30,8 +30,8 @@ SIZED_BY_DATA = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_c
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 LIFTING = {"where", *INDEXING}
 """Operators that copy a number on the host to the device as a tensor, where all others hand it to the kernel."""
-ACCUMULATES = "adds up at indices, which some versions of PyTorch wait for"
-"""What the gradient of indexing with tensors does; that of gather and index_select does not wait."""
+PRODUCTS = {"prod", "cumprod"}
+"""Operators whose gradient asks whether a factor is zero, unless the tensors are fake."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def fake_cuda() -> Iterator[list[Synchronisation]]:
     """Within this, tensors may be brought to "cuda", and modules by `move`; yields what is found, which grows.
 
     Gradients are computed by `backward` below, since autograd's own engine asks the driver for streams. The compiled
-    operators stand for CUDA's.
+    operators stand for CUDA's. cuDNN's own are not called, since no shapes are known of them.
 
     Raises:
         RuntimeError: from the code within, where the size of a tensor depends on values, or devices are mixed.
@@ -64,6 +64,7 @@ def fake_cuda() -> Iterator[list[Synchronisation]]:
         stack.enter_context(mock.patch("torch.autograd.backward", backward))
         stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+        stack.enter_context(mock.patch("torch.backends.cudnn.is_available", return_value=False))
         stack.enter_context(fake)
         stack.enter_context(seen)
         yield seen.found
@@ -136,12 +137,12 @@ class _Watch(TorchDispatchMode):
             return SIZE
         if name in SIZED_BY_DATA:
             return SIZE
+        if name in PRODUCTS and args[0].requires_grad:
+            return "its gradient asks whether a factor is zero"
         if name in INDEXING:
             masked = any(x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1]) if isinstance(x, Tensor))
             if masked:
                 return "" if len(args) > 2 and args[2].numel() == 1 else SIZE  # masked_fill writes a single number
-            if kwargs.get("accumulate", len(args) > 3 and args[3]):
-                return ACCUMULATES
         if name in ("_to_copy", "copy_"):
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             return self._copy_waits(source, source.device if target is None else torch.device(target), args, kwargs)
