@@ -15,8 +15,8 @@ QUICK, CELLS = "config/small/lite_dino_r18_shapes.py", "config/small/lite_dino_r
 TINY = ("schedule.epochs=1", "data.batch_size=2", "training.warm_up_step=True")
 BELOW = 0.05
 """How much less AP than on the CPU is taken for the luck of a short training."""
-MARGIN = 30.0
-"""Seconds before the stage's limit at which a training is asked to stop, to be evaluated as it is."""
+MARGIN = 45.0
+"""Seconds before the stage's limit at which trainings are asked to stop, to be evaluated as they are."""
 
 
 @dataclass
@@ -27,12 +27,15 @@ class Training:
         name: of its row.
         words: its command line behind `python main.py`.
         out: its output.
+        begun: when, by time.monotonic.
+        stopped: whether it was asked to stop before its end.
     """
 
     name: str
     words: list[str]
     out: Path
     begun: float = field(default_factory=time.monotonic)
+    stopped: bool = False
 
     def __post_init__(self):
         self.process = self._start()
@@ -41,30 +44,37 @@ class Training:
         command = [sys.executable, "main.py", *self.words, "--output_dir", str(self.out), *more]
         return subprocess.Popen(command, cwd=ROOT)
 
-    def conclude(self, results: Results, deadline: float) -> float | None:
-        """Waits, until the deadline at most; writes down and returns the AP."""
-        asked = False
+    def stop(self, deadline: float):
+        """Waits until the deadline at most, and then asks it to stop."""
         try:
-            status = self.process.wait(max(0.0, deadline - time.monotonic()))
+            self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            asked = True
+            self.stopped = True
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait()
-            status = self._start("--eval").wait()
+
+    def conclude(self):
+        """Waits for its end, however it ends, and has what was stopped evaluated."""
+        self.process.wait()
+        if self.stopped:
+            self.process = self._start("--eval")
+
+    def result(self, results: Results) -> float | None:
+        """Waits for its end; writes down and returns the AP."""
+        status = self.process.wait()
         seconds = time.monotonic() - self.begun
         if status:
             results.check(self.name, False, f"main.py ended with {status}")
             return None
-        numbers, epochs = self._numbers(asked)
-        figures = {"epochs": epochs, "seconds": seconds, "AP": numbers["AP"], "AP50": numbers["AP50"]}
+        numbers, epochs = self._numbers()
+        figures = {"finished epochs": epochs, "seconds": seconds, "AP": numbers["AP"], "AP50": numbers["AP50"]}
         results.row("trainings, side by side", training=self.name, **figures)
         return numbers["AP"]
 
-    def _numbers(self, stopped: bool) -> tuple[dict[str, float], int]:
+    def _numbers(self) -> tuple[dict[str, float], int]:
         """The numbers of the last evaluation, and the finished epochs."""
         journal = self.out / "log.txt"
         entries = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
-        if stopped:
+        if self.stopped:
             return json.loads((self.out / "eval.json").read_text())["regular"], len(entries)
         last = entries[-1]
         return {name: last[f"test_{name}"] for name in ("AP", "AP50")}, len(entries)
@@ -89,7 +99,11 @@ def run(setting: Setting, results: Results):
     else:
         results.note("No folder of BCCD was given (--data): blood cells were not trained.")
     begun = [Training(name, words, setting.work / f"training{i}") for i, (name, words) in enumerate(wanted.items())]
-    found = {training.name: training.conclude(results, deadline) for training in begun}
+    for training in begun:
+        training.stop(deadline)
+    for training in begun:
+        training.conclude()
+    found = {training.name: training.result(results) for training in begun}
     beside = found["quickstart, float32, on the CPU"]
     for name in ("quickstart, bfloat16", "quickstart, float32"):
         if found[name] is not None and beside is not None:

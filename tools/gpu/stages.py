@@ -26,7 +26,7 @@ STAGES = {
     "detectors": Stage("Detectors", 130),
     "training": Stage("Training steps", 110),
     "learning": Stage("Trainings", 150),
-    "resume": Stage("A training that goes on", 60),
+    "resume": Stage("A training that goes on", 80),
     "profile": Stage("Memory, races, counters", 90),
 }
 """By name, in their order; each is the module of its name in this folder, with a function `run`."""
