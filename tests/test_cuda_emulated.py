@@ -18,26 +18,31 @@ from tests.harness.whole_pixels import cases, exact_aware, exact_plain, wrong
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "models/ops/src/cuda/kernels.cu"
+EMULATION = ROOT / "tests/emulation"
 COMPILER = os.environ.get("CXX", "c++")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """The launchers, compiled for this machine's processor."""
+def build(folder: Path, more: str, *flags: str) -> Path:
+    """The launchers as C functions and `more`, a C++ source, compiled for this machine's processor."""
     if shutil.which(COMPILER) is None:
         pytest.skip("there is no C++ compiler")
-    folder = tmp_path_factory.mktemp("emulated")
     source = KERNELS.read_text()
     source = source.replace("extern __shared__ __align__(16) char shared[];", "#define shared emulated_shared")
     source = source.replace('"kernels.h"', f'"{KERNELS.with_name("kernels.h")}"')
     launch = r"(\w+(?:<[\w, ]+>)?)<<<(.*?), \w+>>>\((.*?)\);"
     source, launches = re.subn(launch, r"emulate(\2, [&] { \1(\3); });", source, flags=re.DOTALL)
     assert launches == 6
-    (folder / "kernels.cpp").write_text(source + (ROOT / "tests/emulation/entry.cpp").read_text())
-    command = [COMPILER, "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-I", str(ROOT / "tests/emulation")]
-    subprocess.run([*command, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True, timeout=300)
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    (folder / "kernels.cpp").write_text(source + (EMULATION / "entry.cpp").read_text() + more)
+    command = [COMPILER, "-std=c++20", "-O1", "-pthread", "-I", str(EMULATION), *flags]
+    subprocess.run([*command, "kernels.cpp", "-o", "kernels"], cwd=folder, check=True, timeout=300)
+    return folder / "kernels"
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """The launchers, as a library."""
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("emulated"), "", "-fPIC", "-shared")))
 
 
 class Case:
@@ -174,3 +179,22 @@ def test_values_that_are_no_numbers_stay_where_they_are(kernels):
     for ours in (c.plain(), c.plain("scatter_in_order"), c.aware(True), c.aware(False), c.aware(False, True)):
         for numbers in ours:
             assert numbers.eq(0).all()
+
+
+def test_threads_wait_for_each_other(tmp_path):
+    """ThreadSanitizer sees shared memory that two threads touch with no barrier between them."""
+    empty = tmp_path / "empty.cpp"
+    empty.write_text("int main() {}")
+    sanitized = [COMPILER, "-fsanitize=thread", str(empty), "-o", str(tmp_path / "empty")]
+    # It knows where things lie only if addresses are not drawn at random.
+    start = ["setarch", "-R"]
+    if shutil.which(COMPILER) is None or shutil.which("setarch") is None:
+        pytest.skip("there is no C++ compiler, or no setarch")
+    if subprocess.run(sanitized, capture_output=True, check=False, timeout=60).returncode:
+        pytest.skip("the C++ compiler has no ThreadSanitizer")
+    if subprocess.run([*start, tmp_path / "empty"], capture_output=True, check=False, timeout=60).returncode:
+        pytest.skip("ThreadSanitizer does not start here")
+    program = build(tmp_path, (EMULATION / "races.cpp").read_text(), "-g", "-fsanitize=thread")
+    done = subprocess.run([*start, program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "all kernels ran\n"
+    assert done.returncode == 0, done.stderr
