@@ -52,18 +52,20 @@ def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tens
 
 def _has_fused_kernels(x: Tensor) -> bool:
     """Whether cuDNN can add and rectify while it convolves, which saves reading and writing every map twice."""
-    cudnn = torch.backends.cudnn
-    return x.is_cuda and cudnn.is_available() and cudnn.enabled and x.numel() > 0 and not is_traced()
+    cudnn = torch.backends.cudnn  # of AMD's GPUs it speaks for MIOpen, which lacks these
+    available = torch.version.hip is None and cudnn.is_available() and cudnn.enabled
+    return x.is_cuda and available and x.dtype != torch.float64 and x.numel() > 0 and not is_traced()
 
 
 def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
-    """`_activate` in one kernel. It knows nothing of autocast."""
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    """`_activate` in one kernel, which knows nothing of autocast."""
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     sizes = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     if shortcut is None:
         return torch.cudnn_convolution_relu(x, weight, bias, *sizes)
-    return torch.cudnn_convolution_add_relu(x, weight, shortcut.to(dtype), 1.0, bias, *sizes)
+    return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *sizes)
 
 
 def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
