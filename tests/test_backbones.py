@@ -189,14 +189,20 @@ def test_an_unknown_size_is_answered_with_the_nearest(kind):
         PARTS.build(ConfigDict(type=kind, arch="tinny"))
 
 
-def compare_without_gradients(depth: int, device: str):
-    """A ResNet without gradients, where norms and what follows are computed within the convolutions, and with them."""
+def resnet_of_random_norms(depth: int) -> ResNet:
+    """With all stages, the last one dilated if it can."""
     torch.manual_seed(0)
-    resnet = ResNet(depth, (1, 2, 3, 4), dilation=depth == 50).to(device)
+    resnet = ResNet(depth, (1, 2, 3, 4), dilation=depth == 50)
     for module in resnet.modules():
         if isinstance(module, FrozenBatchNorm2d):
             for numbers in (module.weight, module.bias, module.running_mean, module.running_var):
                 torch.nn.init.uniform_(numbers, 0.5, 1.5)
+    return resnet
+
+
+def compare_without_gradients(depth: int, device: str):
+    """A ResNet without gradients, where norms and what follows are computed within the convolutions, and with them."""
+    resnet = resnet_of_random_norms(depth).to(device)
     images = torch.randn(2, 3, 65, 97, device=device).contiguous(memory_format=torch.channels_last)
     wanted = [x.detach() for x in resnet(images)]
     with torch.no_grad():
@@ -212,6 +218,28 @@ def compare_without_gradients(depth: int, device: str):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_resnet_without_gradients(depth):
     compare_without_gradients(depth, "cpu")
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_fused_convolutions_are_given_what_plain_ones_are(depth, monkeypatch):
+    resnet, images = resnet_of_random_norms(depth), torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        wanted = resnet(images)
+        convolve, calls = torch.nn.functional.conv2d, []
+
+        def fused(x, weight, *more):
+            *shortcut, bias, stride, padding, dilation, groups = more
+            calls.append(len(shortcut))
+            x = convolve(x, weight, bias, stride, padding, dilation, groups)
+            return torch.relu(x + shortcut[0] * shortcut[1] if shortcut else x)
+
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
+        monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
+        monkeypatch.setattr("models.backbones.resnet._has_fused_kernels", lambda x: True)
+        found = resnet(images)
+    torch.testing.assert_close(found, wanted)
+    assert calls.count(2) == {18: 8, 50: 16}[depth]  # one shortcut a block
+    assert calls.count(0) == {18: 9, 50: 33}[depth]
 
 
 @pytest.mark.gpu
