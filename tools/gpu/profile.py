@@ -46,7 +46,7 @@ def run(setting: Setting, results: Results):
         return
     with results.attempt("ncu"):
         counters = ["ncu", "--csv", "--page", "raw", "--clock-control", "none", "--metrics", ",".join(METRICS)]
-        _, said = _said([*counters, "--kernel-name", "regex:plain|aware", *command, "--large"])
+        _, said = _said([*counters, "--kernel-name", "regex:plain|aware|scatter", *command, "--large"])
         for row in kernels(said):
             results.row("counters, N=2, encoder, bfloat16", **row)
         results.check("ncu read counters", bool(kernels(said)))
