@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <barrier>
-#include <bit>
 #include <climits>
 #include <cmath>
 #include <cstdint>
@@ -28,8 +27,6 @@ struct float4 { float x, y, z, w; };
 struct int4 { int x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
 struct dim3 {

@@ -149,8 +149,8 @@ __device__ __forceinline__ float2 slope(const Problem& p, int k, const float2& r
   return make_float2(x * p.width[k], y * p.height[k]);
 }
 
-// The part of the work that a thread has: one lane of one group. The heads of a query are neighbours, or, HEADS_FIRST, the
-// queries of a head: they look at the same rows, which a block then finds in its cache.
+// The part of the work that a thread has: one lane of one group. The heads of a query are neighbours, or, with
+// heads_first, the queries of a head: they look at the same rows, which a block then finds in its cache.
 struct Place {
   int group, lane;  // within the block, within the group
   long item;        // (n * Q + q) * M + m
@@ -174,8 +174,9 @@ struct Place {
 };
 
 // Fills shared memory with the corners of the group's samples, and with their `rests` if wanted, for all lanes of its warp.
-__device__ __forceinline__ void locate_all(const Problem& p, const Place& at, int lanes, const float* __restrict__ locations,
-                                           Corners* corners, float2* rests = nullptr) {
+__device__ __forceinline__ void locate_all(const Problem& p, const Place& at, int lanes,
+                                           const float* __restrict__ locations, Corners* corners,
+                                           float2* rests = nullptr) {
   if (at.exists) {
     for (int k = at.lane; k < p.K; k += lanes) {
       const int i = at.group * p.K + k;
@@ -436,11 +437,18 @@ __global__ void scatter_in_order_kernel(const Problem p, const T* __restrict__ r
   }
 }
 
-// How queries that are the tokens of the levels first to last - 1 are cut into tiles, TILE wide and `rows` high.
+// How queries that are the tokens of some levels, of which `first` is the first, are cut into tiles: TILE wide and `rows`
+// high, `count` in all.
 struct Tiles {
-  int first, last, rows, count;
+  int first, rows, count;
 };
 constexpr int TILE = 8;
+
+// What a tile adds to a cell: a row of its own, by its first number, times a factor.
+struct alignas(8) Addition {
+  int row;
+  float factor;
+};
 constexpr int CELLS = 1024;  // that additions are sorted into
 
 // Turns how many there are of each of CELLS kinds into where those of a kind begin, if they lie one after the other;
@@ -496,11 +504,11 @@ __global__ void __launch_bounds__(THREADS, 5)
     return (static_cast<long>(n) * p.Q + q) * p.M + m;
   };
 
-  float* x = reinterpret_cast<float*>(shared);                       // (queries, D), the tile's rows
-  float2* additions = reinterpret_cast<float2*>(x + queries * D);    // of one level: which row of x, times what
+  float* x = reinterpret_cast<float*>(shared);                              // (queries, D), the tile's rows
+  Addition* additions = reinterpret_cast<Addition*>(x + queries * D);       // of one level
   int* begin = reinterpret_cast<int*>(additions + 4 * queries * p.points);  // where those of a cell begin
-  int* box = begin + CELLS + 1;                                      // first and last column, first and last row
-  int* sums = box + 4;                                               // of every warp
+  int* box = begin + CELLS + 1;  // first and last column, first and last row of the cells
+  int* sums = box + 4;           // of every warp
   for (int i = threadIdx.x; i < queries * D / 4; i += THREADS) {
     const int query = i / (D / 4), channel = i % (D / 4) * 4;
     float four[4] = {};
@@ -573,7 +581,7 @@ __global__ void __launch_bounds__(THREADS, 5)
     for (int corner = 0; corner < 4; ++corner) {
       if (cell[corner] < 0) continue;
       const float share = share_x[corner % 2] * share_y[corner / 2];
-      additions[begin[cell[corner]] + rank[corner]] = make_float2(__int_as_float(query * D), factor * share);
+      additions[begin[cell[corner]] + rank[corner]] = {query * D, factor * share};
     }
     __syncthreads();
     const float inverse = 1.f / box_width;
@@ -584,10 +592,11 @@ __global__ void __launch_bounds__(THREADS, 5)
       float sum[4] = {};
 #pragma unroll 2
       for (; i < end; ++i) {
+        const Addition addition = additions[i];
         float four[4];
-        load<float, 4>(x + __float_as_int(additions[i].x) + lane * 4, four);
+        load<float, 4>(x + addition.row + lane * 4, four);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[j] += additions[i].y * four[j];
+        for (int j = 0; j < 4; ++j) sum[j] += addition.factor * four[j];
       }
       const int row = static_cast<int>((c + 0.5f) * inverse), column = c - row * box_width;
       const long token = p.start[k] + (box_y + row) * width + box_x + column;
@@ -641,7 +650,7 @@ constexpr int WIDEST = 16 / sizeof(T);
 
 // The tiles of queries that are the tokens of some neighbouring levels; none where they are not.
 Tiles tiles_of(const Problem& p) {
-  Tiles tiles = {0, 0, std::min(8, THREADS / TILE / p.points), 0};
+  Tiles tiles = {0, std::min(8, THREADS / TILE / p.points), 0};
   if (tiles.rows == 0) return tiles;
   for (int first = 0; first < p.L; ++first) {
     long tokens = 0, count = 0;
@@ -649,7 +658,7 @@ Tiles tiles_of(const Problem& p) {
       const int k = last * p.points;
       tokens += static_cast<long>(p.width[k]) * p.height[k];
       count += static_cast<long>((p.width[k] + TILE - 1) / TILE) * ((p.height[k] + tiles.rows - 1) / tiles.rows);
-      if (tokens == p.Q) return {first, last + 1, tiles.rows, static_cast<int>(count)};
+      if (tokens == p.Q) return {first, tiles.rows, static_cast<int>(count)};
     }
   }
   return tiles;
