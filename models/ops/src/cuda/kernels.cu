@@ -558,20 +558,23 @@ __global__ void __launch_bounds__(THREADS, 5)
     int cell[4], rank[4];
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
-      const int column = first_x + corner % 2, row = first_y + corner / 2;
-      const float share = share_x[corner % 2] * share_y[corner / 2];
       cell[corner] = -1;
-      if (share == 0.f) continue;
-      if (fits) {
-        cell[corner] = (row - box_y) * box_width + column - box_x;
-        rank[corner] = atomicAdd(begin + cell[corner], 1);
-      } else {  // samples far apart: there is little to sum up
-        for (int channel = 0; channel < D; channel += 4) {
-          float sum[4];
+      if (!fits || share_x[corner % 2] * share_y[corner / 2] == 0.f) continue;
+      cell[corner] = (first_y + corner / 2 - box_y) * box_width + first_x + corner % 2 - box_x;
+      rank[corner] = atomicAdd(begin + cell[corner], 1);
+    }
+    if (!fits) {  // samples far apart: there is little to sum up
+#pragma unroll 1
+      for (int i = 0; i < 4 * lanes; ++i) {
+        const int corner = i / lanes, channel = i % lanes * 4;
+        const float share = (corner % 2 ? share_x[1] : share_x[0]) * (corner / 2 ? share_y[1] : share_y[0]);
+        if (share == 0.f) continue;
+        float four[4];
+        load<float, 4>(x + query * D + channel, four);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) sum[i] = factor * share * x[query * D + channel + i];
-          add_atomically<4>(to + static_cast<long>(p.start[k] + row * width + column) * stride + channel, sum);
-        }
+        for (int j = 0; j < 4; ++j) four[j] *= factor * share;
+        const long token = p.start[k] + (first_y + corner / 2) * width + first_x + corner % 2;
+        add_atomically<4>(to + token * stride + channel, four);
       }
     }
     if (!fits) continue;
