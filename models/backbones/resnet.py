@@ -52,9 +52,10 @@ def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tens
 
 def _has_fused_kernels(x: Tensor) -> bool:
     """Whether cuDNN can add and rectify while it convolves, which saves reading and writing every map twice."""
+    if is_traced() or not x.is_cuda or x.dtype == torch.float64 or x.numel() == 0:
+        return False
     cudnn = torch.backends.cudnn  # of AMD's GPUs it speaks for MIOpen, which lacks these
-    available = torch.version.hip is None and cudnn.is_available() and cudnn.enabled
-    return x.is_cuda and available and x.dtype != torch.float64 and x.numel() > 0 and not is_traced()
+    return torch.version.hip is None and cudnn.is_available() and cudnn.enabled
 
 
 def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
