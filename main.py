@@ -122,7 +122,7 @@ class Run:
         self.postprocess = build_postprocessor(self.cfg)
         detector = build_detector(self.cfg).to(self.args.device)
         if self.cfg.get("compile"):
-            # PyTorch's compiler; anew for every size of picture, up to its limit. Not dynamic=False
+            # PyTorch's compiler; anew for every size of image, up to its limit. Not dynamic=False
             # as in a Predictor: it would compile for each number of denoising queries, too, which the objects decide.
             detector.compile()
         return detector

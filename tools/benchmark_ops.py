@@ -35,7 +35,7 @@ from util.benchmark import peak_megabytes, times
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 HEADS, WIDTH, POINTS = 8, 32, 4
 ROUND_LOCATIONS = ("transformers",)
-"""Opponents that take locations in the type of the values only: of a half type, these are other places."""
+"""Peers that take locations in the type of the values only: of a half type, these are other places."""
 
 Shapes = tuple[tuple[int, int], ...]
 

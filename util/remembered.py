@@ -8,6 +8,8 @@ from functools import lru_cache, wraps
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from util.device import is_traced
+
 _OWNED: ContextVar[dict | None] = ContextVar("owned", default=None)
 """Where answers go whose owner is known."""
 
@@ -22,8 +24,7 @@ def remembered(function: Callable) -> Callable:
 
     @wraps(function)
     def answer(*numbers):
-        watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
-        if torch.is_grad_enabled() or watched:
+        if torch.is_grad_enabled() or is_traced() or is_in_torch_dispatch_mode():
             return function(*numbers)
         owned = _OWNED.get()
         if owned is None:

@@ -34,12 +34,15 @@ def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Te
     return convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
+def _geometry(convolution: nn.Conv2d) -> tuple:
+    return convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+
+
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """A convolution and its norm."""
     if not _is_folded(norm):
         return norm(convolution(x))
-    weight, bias = _folded(convolution, norm)
-    return F.conv2d(x, weight, bias, convolution.stride, convolution.padding, convolution.dilation)
+    return F.conv2d(x, *_folded(convolution, norm), *_geometry(convolution))
 
 
 def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -63,10 +66,9 @@ def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shor
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    sizes = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     if shortcut is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, *sizes)
-    return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *sizes)
+        return torch.cudnn_convolution_relu(x, weight, bias, *_geometry(convolution))
+    return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *_geometry(convolution))
 
 
 def _shortcut(block: nn.Module, x: Tensor) -> Tensor:

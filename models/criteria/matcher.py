@@ -61,9 +61,10 @@ class Pairs:
 
     def of_predictions(self, values: Tensor) -> Tensor:
         """(N, B, Q, ...) -> (N, P, ...): the rows of the paired predictions."""
-        rows = torch.add(self.query, self.picture, alpha=values.shape[2])  # (N, P), of all pictures' predictions
-        rows = rows.view(*rows.shape, *[1] * (values.dim() - 3)).expand(-1, -1, *values.shape[3:])
-        return values.flatten(1, 2).gather(1, rows)  # not values[...], whose gradient sorts rows before it adds them
+        rows = torch.add(self.query, self.picture, alpha=values.shape[2])  # (N, P), of all images' predictions
+        rows = rows.view(*rows.shape, *[1] * (values.dim() - 3))
+        # Not values[...], whose gradient sorts rows before it adds them.
+        return torch.take_along_dim(values.flatten(1, 2), rows, 1)
 
 
 @PARTS.register

@@ -33,7 +33,7 @@ Problem checked(const at::Tensor& value, at::IntArrayRef shapes, const at::Tenso
                 std::initializer_list<at::Tensor> others) {
   TORCH_CHECK(value.size(3) <= cuda::MAX_WIDTH, "heads are at most ", cuda::MAX_WIDTH, " wide, not ", value.size(3));
   const Problem p = describe(value, shapes, locations, others);
-  TORCH_CHECK(p.N * p.Q * p.M < (int64_t(1) << 31), "pictures times queries times heads are 2^31 or more");
+  TORCH_CHECK(p.N * p.Q * p.M < (int64_t(1) << 31), "images times queries times heads are 2^31 or more");
   return p;
 }
 
