@@ -53,7 +53,7 @@ sanitize: $(STAMP)  ## run the CPU kernels next to whole pixels under AddressSan
 
 docs: $(STAMP)  ## build the pages in docs/ into a site, and check all links
 	$(PIP) mkdocs-material
-	$(BIN)/python tools/config_reference.py
+	$(BIN)/python tools/dev/config_reference.py
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "the pages: site/index.html"
 

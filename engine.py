@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from util.device import read
-from util.distributed import gather, world_size
-from util.precision import Precision
-from util.preemption import PreemptedError
-from util.progress import Progress
-from util.state import TrainingState
-from util.stepper import Stepper
+from util.processes.distributed import gather, world_size
+from util.processes.preemption import PreemptedError
+from util.reporting.progress import Progress
+from util.tensors.device import read
+from util.tensors.precision import Precision
+from util.training.state import TrainingState
+from util.training.stepper import Stepper
 
 log = logging.getLogger(__name__)
 

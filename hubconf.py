@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models import build_detector, build_postprocessor
 from models.weights import load_checkpoint
-from util.checkpoint import read_checkpoint
+from util.checkpoints.files import read_checkpoint
 from util.config import load_config
 
 dependencies = ["torch", "torchvision", "scipy", "addict", "yapf"]

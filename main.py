@@ -2,8 +2,8 @@
 
 import sys
 
-from util.arguments import parse_arguments
-from util.ending import Ending
+from util.cli.arguments import parse_arguments
+from util.processes.ending import Ending
 
 if __name__ == "__main__":  # before the imports below: neither --help nor Ctrl-C need wait for PyTorch
     ENDING, ARGUMENTS = Ending(), parse_arguments()
@@ -28,11 +28,14 @@ from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from models.ops import available_backends
 from models.weights import load_checkpoint, load_for_finetuning, load_pretrained_backbone, warn_of_scratch
-from util.benchmark import describe, measure, measure_training
-from util.checkpoint import CheckpointError, averaged_weights, load_strictly, save_checkpoint
+from util.checkpoints.files import CheckpointError, averaged_weights, load_strictly, save_checkpoint
+from util.checkpoints.store import NEWEST, CheckpointStore
+from util.cli.options import TrainingOptions, configured, images_per_step, output_folder
 from util.config import ConfigError, dump_config, find_value
-from util.determinism import be_deterministic, determinism_advice
-from util.distributed import (
+from util.config.registry import call
+from util.measuring.benchmark import describe, measure, measure_training
+from util.processes.allocator import keep_freed_memory
+from util.processes.distributed import (
     broadcast_buffers,
     init_processes,
     is_main,
@@ -42,21 +45,18 @@ from util.distributed import (
     together,
     world_size,
 )
-from util.dry_run import dry_run, pictures_of, shortened
-from util.logger import Journal, setup_logging
-from util.memory import keep_freed_memory
-from util.optim import build_optimizer, build_schedule, moving_average
-from util.options import TrainingOptions, configured, images_per_step, output_folder
-from util.precision import Precision, allow_tf32
-from util.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest
-from util.registry import call
-from util.rehearsal import OBJECTS, largest_sizes, memory_advice, noise_batch, rehearse, training_step
-from util.state import TrainingState, random_state_kept
-from util.stepper import TrainingDivergedError
-from util.store import NEWEST, CheckpointStore
-from util.summary import describe_data, describe_device, describe_model, describe_schedule, table
-from util.trackers import close_trackers
-from util.visualize import plot_curves
+from util.processes.preemption import EXIT_PREEMPTED, PreemptedError, StopRequest
+from util.reporting.logger import Journal, setup_logging
+from util.reporting.plots import plot_curves
+from util.reporting.summary import describe_data, describe_device, describe_model, describe_schedule, table
+from util.reporting.trackers import close_trackers
+from util.tensors.determinism import be_deterministic, determinism_advice
+from util.tensors.precision import Precision, allow_tf32
+from util.training.dry_run import dry_run, pictures_of, shortened
+from util.training.memory_check import OBJECTS, largest_sizes, memory_advice, noise_batch, rehearse, training_step
+from util.training.optimizer import build_optimizer, build_schedule, moving_average
+from util.training.state import TrainingState, random_state_kept
+from util.training.stepper import TrainingDivergedError
 
 log = logging.getLogger("main")
 

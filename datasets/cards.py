@@ -10,13 +10,13 @@ from PIL import Image
 
 from datasets.analysis import PictureScores
 from datasets.coco import BrokenPictureError, DetectionDataset
-from util.visualize import Box, draw_boxes
+from util.reporting.plots import Box, draw_boxes
 
 SHORT_KINDS = {"classification": "cls", "localisation": "loc", "both": "both", "duplicate": "dupe", "background": "bkg"}
 LONGEST = 560
 """Pixels of a shown picture's longer side."""
 RIGHT, WRONG = 5, 0
-"""Colours of util.visualize.COLOURS."""
+"""Colours of util.reporting.plots.COLOURS."""
 
 
 def picture_card(dataset: DetectionDataset, detections: np.ndarray, scores: PictureScores) -> dict | None:

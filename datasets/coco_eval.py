@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.annotations import Annotations
-from util.distributed import broadcast, gather, is_main
+from util.processes.distributed import broadcast, gather, is_main
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in the order in which COCOeval gives them. -1 where there is nothing to find."""

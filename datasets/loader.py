@@ -15,12 +15,12 @@ from datasets.coco import BrokenPictureError, DetectionDataset, Limits
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
-from util.batch import ImageBatch
 from util.config import ConfigDict, ConfigError, where_of
-from util.distributed import in_turn, rank, world_size
-from util.ending import end_with_parent, kill_workers_at_exit
-from util.preemption import ignore_requests
-from util.registry import call
+from util.config.registry import call
+from util.processes.distributed import in_turn, rank, world_size
+from util.processes.ending import end_with_parent, kill_workers_at_exit
+from util.processes.preemption import ignore_requests
+from util.tensors.image_batch import ImageBatch
 
 SPLITS = ("train", "val", "test")
 SHOWN = 20

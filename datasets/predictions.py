@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.categories import Categories
-from datasets.pictures import Picture
-from util.visualize import Box, draw_boxes
+from datasets.image_files import Picture
+from util.reporting.plots import Box, draw_boxes
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.coco import BrokenPictureError, DetectionDataset
-from util.visualize import Box, contact_sheet
+from util.reporting.plots import Box, contact_sheet
 
 
 def draw_detections(dataset: DetectionDataset, detections: np.ndarray, path: Path, pictures: int, score: float = 0.3):

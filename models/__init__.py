@@ -32,7 +32,7 @@ import models.layers.position
 import models.layers.transformer
 import models.neck
 import models.postprocess
-import models.queries.denoising
+import models.queries.contrastive_denoising
 import models.queries.learned
 import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
@@ -43,8 +43,8 @@ from models.layers.scoring import ProposalFeatures
 from models.ops.library import OPERATIONS
 from models.registry import PARTS
 from util.config import ConfigDict, ConfigError, find_value, nearest, where_of
-from util.flops import EVERYTHING
-from util.registry import call
+from util.config.registry import call
+from util.measuring.flops import EVERYTHING
 
 __all__ = ["build_criterion", "build_detector", "build_postprocessor"]
 

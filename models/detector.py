@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from models.structures import DetectorOutput
-from util.batch import ImageBatch
+from util.tensors.image_batch import ImageBatch
 
 
 class Detector(nn.Module):

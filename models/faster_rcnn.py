@@ -11,9 +11,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from models.registry import PARTS
-from util.batch import ImageBatch
-from util.box_ops import cxcywh_to_xyxy
-from util.device import constant
+from util.tensors.box_ops import cxcywh_to_xyxy
+from util.tensors.device import constant
+from util.tensors.image_batch import ImageBatch
 
 
 @dataclass(frozen=True)

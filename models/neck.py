@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.registry import PARTS
 from models.structures import Pyramid, padding_of
-from util.batch import ImageBatch
+from util.tensors.image_batch import ImageBatch
 
 
 @PARTS.register

@@ -6,8 +6,8 @@ from torchvision.ops import batched_nms
 
 from models.registry import PARTS
 from models.structures import DetectorOutput
-from util.box_ops import cxcywh_to_xyxy
-from util.device import to_device
+from util.tensors.box_ops import cxcywh_to_xyxy
+from util.tensors.device import to_device
 
 
 def in_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Where every part of a detector and of its criterion is known by name."""
 
-from util.registry import Registry
+from util.config.registry import Registry
 
 PARTS = Registry("part")

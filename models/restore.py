@@ -9,7 +9,7 @@ from torch import nn
 
 from models import build_detector, build_postprocessor
 from models.weights import load_checkpoint
-from util.checkpoint import CheckpointError, averaged_weights, read_checkpoint
+from util.checkpoints.files import CheckpointError, averaged_weights, read_checkpoint
 from util.config import ConfigDict, load_config, parse_config
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def restore_detector(
     Nothing in the checkpoint is executed, its config neither.
 
     Args:
-        checkpoint: a file or URL, as `util.checkpoint.read_checkpoint` takes it.
+        checkpoint: a file or URL, as `util.checkpoints.files.read_checkpoint` takes it.
         config: a config file, to be taken instead of the checkpoint's own. The papers' files need it.
         options: {path: value} over `config`.
         device: "cpu" or "cuda".

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.device import constant
-from util.remembered import remembered
+from util.tensors.cache import remembered
+from util.tensors.device import constant
 
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is

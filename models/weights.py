@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.official_keys import convert_official, convert_scrl, huggingface_family
-from util.checkpoint import CheckpointError, describe, load_strictly, load_what_fits, read_by_all, weights_of
+from util.checkpoints.files import CheckpointError, describe, load_strictly, load_what_fits, read_by_all, weights_of
 
 log = logging.getLogger(__name__)
 

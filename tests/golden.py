@@ -18,7 +18,7 @@ from models import build_detector
 from models.official_keys import convert_official
 from util.config import load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "recordings"
 VARIANT = re.compile(r"_(sizes\d|spread|tame)$")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 # Who may import whom, longest prefix first. A folder may always import itself, unless it is a part.
 STANDS_ON = {

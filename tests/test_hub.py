@@ -9,7 +9,7 @@ import hubconf
 from tests.golden import Recording, picture
 from util.config import ConfigError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_config_is_an_entry_point():

@@ -12,10 +12,10 @@ from torchvision.ops import box_area, box_convert, generalized_box_iou
 
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.transforms import Sample, TrainTransform
-from models.criteria.matcher import HungarianMatcher, Targets
+from models.criteria.hungarian_matcher import HungarianMatcher, Targets
 from models.structures import Detections
-from util.box_ops import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from util.config import ConfigError, dump_config, load_config, merge, parse_value
+from util.tensors.box_ops import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 
 # ------------------------------------------------------------------------------------------------------------ configs
 

@@ -13,11 +13,11 @@ from models import build_criterion, build_detector
 from models.registry import PARTS
 from tests.golden import objects, picture
 from tests.tiny import shrunk
-from tools.config_reference import FILE, reference
-from tools.gpu.stages import STAGES, TOTAL
-from util.arguments import parse_arguments
+from tools.dev.config_reference import FILE, reference
+from tools.dev.gpu.stages import STAGES, TOTAL
+from util.cli.arguments import parse_arguments
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page: page.read_text() for page in PAGES}
 COMMANDS = {
@@ -71,7 +71,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_config_reference_is_what_the_parts_say():
     text = reference()
-    assert FILE.read_text() == text, "run `python tools/config_reference.py`"
+    assert FILE.read_text() == text, "run `python tools/dev/config_reference.py`"
     ours = [name for name, cls in PARTS.classes.items() if cls.__module__.startswith("models.")]
     assert len(ours) > 40
     assert all(f"### {name}\n" in text for name in ours)

@@ -20,16 +20,16 @@ from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from tests.golden import objects
 from tests.tiny import shrunk
-from util.arguments import parse_arguments
-from util.checkpoint import read_checkpoint
+from util.checkpoints.files import read_checkpoint
+from util.cli.arguments import parse_arguments
 from util.config import load_config
-from util.optim import build_schedule, moving_average
-from util.precision import Precision
-from util.preemption import PreemptedError
-from util.state import TrainingState
-from util.stepper import TrainingDivergedError
+from util.processes.preemption import PreemptedError
+from util.tensors.precision import Precision
+from util.training.optimizer import build_schedule, moving_average
+from util.training.state import TrainingState
+from util.training.stepper import TrainingDivergedError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 CONFIG = "config/small/lite_dino_r18_shapes.py"
 
 
@@ -422,7 +422,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import build_criterion, build_detector
 from tests.golden import objects, picture
 from tests.tiny import shrunk
-from util.distributed import barrier, init_processes, leave_processes, mean_over_processes, rank, world_size
+from util.processes.distributed import barrier, init_processes, leave_processes, mean_over_processes, rank, world_size
 
 torch.nn.functional.relu = torch.nn.functional.silu  # a ReLU near zero may switch with rounding
 torch.rand_like = lambda t: torch.full(t.shape, 0.4)

@@ -10,12 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from safetensors.torch import save_file
 
-from util.checkpoint import CheckpointError, averaged_weights, read_checkpoint, weights_of
+from util.checkpoints.files import CheckpointError, averaged_weights, read_checkpoint, weights_of
 
 
 def convert(source: Path, target: Path, averaged: bool = False):

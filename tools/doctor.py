@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 NEEDED = ("torchvision", "numpy", "scipy", "pycocotools", "PIL", "addict", "yapf", "termcolor", "timm", "tqdm")

@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from datasets.transforms import MEAN, STD
 from models.detector import Detector
 from models.ops.ms_deform_attn import BACKENDS
 from models.restore import restore_detector
-from util.batch import ImageBatch
-from util.checkpoint import CheckpointError
+from util.checkpoints.files import CheckpointError
 from util.config import ConfigError, parse_options
+from util.tensors.image_batch import ImageBatch
 
 OPSET = 18
 TOLERANCE = 1e-4

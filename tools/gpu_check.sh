@@ -17,4 +17,4 @@ if compgen -G 'wheels/*.whl' > /dev/null; then
     echo "wheels/ is not for this Python: going on with what is installed" >&2
   fi
 fi
-exec "$PYTHON" -m tools.gpu "$@"
+exec "$PYTHON" -m tools.dev.gpu "$@"

@@ -21,21 +21,21 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from datasets.categories import COCO, Categories
 from datasets.coco import BrokenPictureError
-from datasets.pictures import Picture, find_pictures, read_pictures
+from datasets.image_files import Picture, find_pictures, read_pictures
 from datasets.predictions import Found, Predictions, draw_found
 from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
-from util.checkpoint import CheckpointError
+from util.checkpoints.files import CheckpointError
 from util.config import ConfigDict, ConfigError, nearest, parse_options, where_of
-from util.graphs import CaptureError, GraphedDetector
-from util.logger import setup_logging
-from util.precision import Precision, allow_tf32
-from util.registry import call
+from util.config.registry import call
+from util.reporting.logger import setup_logging
+from util.tensors.cuda_graphs import CaptureError, GraphedDetector
+from util.tensors.precision import Precision, allow_tf32
 
 log = logging.getLogger("predict")
 
@@ -59,7 +59,7 @@ class Predictor:
         classes: names or category ids; others are left out. None takes all.
         device: "cpu" or "cuda"; where there is one, the GPU.
         amp: compute in bfloat16, or float16 on GPUs that lack it.
-        mode: "eager"; "compiled", by PyTorch's compiler; "graphed", as CUDA graphs (util.graphs). The latter two take
+        mode: "eager"; "compiled", by PyTorch's compiler; "graphed", as CUDA graphs (util.tensors.cuda_graphs). The latter two take
             long on the first batch of every size, and serve eight sizes.
 
     Raises:

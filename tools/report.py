@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jinja2  # comes with torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
@@ -22,9 +22,9 @@ from datasets.analysis import SIZES, Analysis, analyse, read_results
 from datasets.cards import SHORT_KINDS, picture_card
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset
+from tools.lib.svg import Line, line_chart
 from util.config import ConfigDict, ConfigError, parse_config
-from util.logger import points_of, read_journal
-from util.svg import Line, line_chart
+from util.reporting.logger import points_of, read_journal
 
 NUMBERS = {
     "AP": "precision, mean over IoU 0.50 to 0.95",

@@ -6,7 +6,7 @@ usage: python tools/visualize.py look --checkpoint best.pth PICTURE ... [--queri
 look writes, for every picture, PNG files of what the model has: sampling points and their weights (deformable
 attention, plain and key-aware), attention maps (DETR, Conditional DETR, PnP-DETR), the tokens that Sparse DETR kept
 beside the map of its decoder's attention, and which levels each layer of the encoder updates. browse writes contact
-sheets of augmented training pictures with their boxes. tools/drawings.py has a function for each, for notebooks.
+sheets of augmented training pictures with their boxes. tools/lib/drawings.py has a function for each, for notebooks.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from datasets.loader import build_dataset
 from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.restore import restore_detector
-from tools.drawings import (
+from tools.lib.drawings import (
     best_queries,
     draw_attention,
     draw_augmented,
@@ -33,8 +33,8 @@ from tools.drawings import (
     draw_updates,
     look,
 )
-from tools.traces import Trace
-from util.checkpoint import CheckpointError
+from tools.lib.traces import Trace
+from util.checkpoints.files import CheckpointError
 from util.config import ConfigError, load_config, parse_options
 
 log = logging.getLogger("visualize")

@@ -11,7 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from models.layers.basic import Recomputable
 from models.registry import PARTS
-from util.device import is_traced
+from util.tensors.device import is_traced
 
 NORMS = {
     "frozen": FrozenBatchNorm2d,

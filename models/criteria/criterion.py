@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.criteria.hungarian_matcher import HungarianMatcher, Pairs, Targets, known_pairs
 from models.criteria.losses import cardinality_error, class_error
-from models.criteria.matcher import HungarianMatcher, Pairs, Targets, known_pairs
 from models.structures import DetectorOutput
 from util.config import nearest
-from util.distributed import mean_over_processes
+from util.processes.distributed import mean_over_processes
 
 
 @dataclass(frozen=True)

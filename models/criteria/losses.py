@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.criteria.matcher import Pairs, Targets
+from models.criteria.hungarian_matcher import Pairs, Targets
 from models.registry import PARTS
 from models.structures import Detections
-from util.box_ops import cxcywh_to_xyxy, generalized_iou
-from util.device import constant
+from util.tensors.box_ops import cxcywh_to_xyxy, generalized_iou
+from util.tensors.device import constant
 
 
 @PARTS.register

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from models.criteria.matcher import Targets
+from models.criteria.hungarian_matcher import Targets
 from models.registry import PARTS
 from models.structures import DetectorOutput
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.criteria.matcher import Targets
+from models.criteria.hungarian_matcher import Targets
 from models.registry import PARTS
 from models.structures import DetectorOutput, Sampling, TokenSelection
-from util.device import constant
+from util.tensors.device import constant
 
 
 @torch.no_grad()

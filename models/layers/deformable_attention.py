@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling, Shapes
-from util.device import constant
-from util.remembered import remembered
+from util.tensors.cache import remembered
+from util.tensors.device import constant
 
 
 class DeformableAttention(nn.Module):

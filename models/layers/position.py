@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.registry import PARTS
 from models.structures import Shapes, padding_of
-from util.remembered import remembered
+from util.tensors.cache import remembered
 
 
 def sine_features(values: Tensor, features: int, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-// The launchers of kernels.cu as C functions, for tests/test_cuda_emulated.py.
+// The launchers of kernels.cu as C functions, for tests/models/ops/test_cuda_emulated.py.
 
 namespace {
 

@@ -22,14 +22,14 @@ from pathlib import Path
 import datasets.loader as loader
 from datasets.shapes import make_shapes
 from tests.harness.server import FileServer
-from util.checkpoint import CheckpointError, read_by_all, read_checkpoint, save_checkpoint
+from util.checkpoints.download import cached_path
+from util.checkpoints.files import CheckpointError, read_by_all, read_checkpoint, save_checkpoint
+from util.checkpoints.store import CheckpointStore
 from util.config import load_config
-from util.distributed import barrier, init_processes, leave_processes, together
-from util.download import cached_path
-from util.store import CheckpointStore
+from util.processes.distributed import barrier, init_processes, leave_processes, together
 
 SECONDS = 60
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def fork(work: Callable[[], object]) -> int:

@@ -74,7 +74,7 @@ class _Stream:
 
 
 def install(monkeypatch):
-    """Lets util.graphs record detectors on the CPU."""
+    """Lets util.tensors.cuda_graphs record detectors on the CPU."""
     monkeypatch.setattr(graphs, "GPU", "cpu")
     monkeypatch.setattr(remembered, "is_in_torch_dispatch_mode", lambda: False)  # the capture is one here
     for name, fake in {

@@ -2,8 +2,8 @@
 
 import sys
 
-from util.arguments import parse_arguments
-from util.ending import Ending
+from util.cli.arguments import parse_arguments
+from util.processes.ending import Ending
 
 if __name__ == "__main__":  # as main.py begins
     ENDING, ARGUMENTS = Ending(), parse_arguments(sys.argv[2:])
@@ -14,9 +14,9 @@ import threading
 import time
 
 import main as program
-import util.ending
+import util.processes.ending
 from datasets.coco import DetectionDataset
-from util.stepper import Stepper
+from util.training.stepper import Stepper
 
 TAKE = Stepper.take
 
@@ -73,7 +73,7 @@ def evaluation_waits():
 
 def thread_lingers():
     """A thread that never ends, which Python waits for."""
-    util.ending.PATIENCE = 1.0
+    util.processes.ending.PATIENCE = 1.0
     threading.Thread(target=time.sleep, args=(3600,)).start()
 
 

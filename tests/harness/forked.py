@@ -8,9 +8,9 @@ from pathlib import Path
 
 import main as program
 from datasets.shapes import make_shapes
-from util.arguments import parse_arguments
+from util.cli.arguments import parse_arguments
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = f"""_base_ = {str(ROOT / "config/small/lite_dino_r18_shapes.py")!r}
 _layer = dict(ffn_dim=32, dropout=0.1)
 model = dict(

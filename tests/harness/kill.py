@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from tests.harness.forked import Forked, prepare
-from util.checkpoint import read_checkpoint
-from util.store import CheckpointStore
+from util.checkpoints.files import read_checkpoint
+from util.checkpoints.store import CheckpointStore
 
 EVERY = 2
 """Steps between saves."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.harness.forked import Forked, prepare
 from tests.harness.kill import expect
-from util.checkpoint import read_checkpoint
-from util.preemption import EXIT_PREEMPTED
+from util.checkpoints.files import read_checkpoint
+from util.processes.preemption import EXIT_PREEMPTED
 
 
 def main():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.harness.forked import ROOT, prepare
 from tests.harness.kill import equal
-from util.checkpoint import read_checkpoint
+from util.checkpoints.files import read_checkpoint
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29477

@@ -1,4 +1,4 @@
-"""Makes the compact copies of what trainings of the papers' own code start from, which tests/test_recipe.py reads.
+"""Makes the compact copies of what trainings of the papers' own code start from, which tests/models/test_recipe.py reads.
 
 usage: python tests/recipes/compact.py RECIPES_FOLDER
 

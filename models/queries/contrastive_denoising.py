@@ -1,0 +1,108 @@
+"""Contrastive denoising: noised copies of the true boxes as extra queries in training (DINO, section 3.3)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.layers.basic import inverse_sigmoid
+from models.registry import PARTS
+from models.structures import Pyramid, Queries, QueryGroup
+from util.tensors.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from util.tensors.device import constant
+
+
+@PARTS.register
+class WithDenoising(nn.Module):
+    """Puts denoising groups before the queries that another maker makes.
+
+    Each group holds, for every object of the picture, a positive (little noise, to be restored) and a negative (more
+    noise, to be rejected). A group is as long as the picture with most objects needs; the slots of the others stay
+    empty and are, as in DINO, seen by their group all the same.
+
+    Args:
+        base: makes the maker of the matching queries, whose `pos` must be None.
+        d_model, num_classes: channels, and labels to draw from.
+        dn_number: positives per picture, about; as many groups as fit, or 2 * dn_number groups where that is under 100.
+        label_noise_ratio: half of it is the share of labels that are drawn anew.
+        box_noise_scale: 1 moves the corners of a positive by up to half the box, those of a negative by up to a whole.
+        eps: how near to 0 and 1 a noised coordinate may come.
+    """
+
+    def __init__(
+        self,
+        base: Callable[[], nn.Module],
+        d_model: int,
+        num_classes: int,
+        dn_number: int = 100,
+        label_noise_ratio: float = 0.5,
+        box_noise_scale: float = 1.0,
+        eps: float = 1e-3,
+    ):
+        super().__init__()
+        self.base = base()
+        self.label_embed = nn.Embedding(num_classes + 1, d_model)
+        self.num_classes, self.dn_number, self.eps = num_classes, dn_number, eps
+        self.label_noise_ratio, self.box_noise_scale = label_noise_ratio, box_noise_scale
+
+    def forward(self, memory: Pyramid, targets: list[dict] | None) -> tuple[Queries, dict]:
+        """The base's queries; in training, when there are targets, with the noised ones before them."""
+        queries, proposed = self.base(memory, targets)
+        if not self.training or targets is None:
+            return queries, proposed
+        content, reference, groups = self.noised(targets)
+        queries = Queries(
+            content=torch.cat([content, queries.content], 1),
+            pos=queries.pos,
+            reference=torch.cat([reference, queries.reference], 1),
+            groups=groups + queries.groups,
+        )
+        return queries, proposed
+
+    def noised(self, targets: list[dict]) -> tuple[Tensor, Tensor, tuple[QueryGroup, ...]]:
+        """Content (B, R, C), boxes (B, R, 4) in (0, 1) and groups of the denoising queries.
+
+        With most objects m in a picture and G groups, R = 2 * G * m. Object j of a picture has its positive of group g
+        at 2 * g * m + j, its negative m further.
+        """
+        counts = [len(target["labels"]) for target in targets]
+        labels = torch.cat([target["labels"] for target in targets])
+        boxes = torch.cat([target["boxes"] for target in targets])
+        longest, groups = max(counts), self._num_groups(max(counts))
+        repeats, size = 2 * groups, 2 * groups * longest
+
+        labels = self._noised_labels(labels.repeat(repeats))
+        negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
+        boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
+
+        place = np.concatenate([np.arange(count) for count in counts])  # of an object within its picture
+        slots = (longest * np.arange(repeats)[:, None] + place).ravel()
+        pictures = np.tile(np.repeat(np.arange(len(counts)), counts), repeats)
+        picture, slot = constant(np.stack([pictures, slots]), boxes.device)
+        embedded = self.label_embed(labels)
+        content = embedded.new_zeros(len(counts), size, embedded.shape[-1]).index_put((picture, slot), embedded)
+        reference = boxes.new_full((len(counts), size, 4), 0.5).index_put((picture, slot), boxes)
+        return content, reference, (QueryGroup("denoising", 2 * longest, private=True),) * groups
+
+    def _num_groups(self, longest: int) -> int:
+        total = 2 * self.dn_number
+        if longest == 0:
+            return 1
+        return max(1, total // (2 * longest) if total >= 100 else total)
+
+    def _noised_labels(self, labels: Tensor) -> Tensor:
+        """A share of the labels is replaced by any label, the true one included."""
+        replaced = torch.rand_like(labels.float()) < self.label_noise_ratio * 0.5
+        drawn = torch.randint_like(labels, 0, self.num_classes)
+        # The first that is replaced gets the first that was drawn, and so on: how many there are nobody needs to know.
+        order = (replaced.cumsum(0) - 1).clamp(min=0)
+        return torch.where(replaced, drawn[order], labels)
+
+    def _noised_boxes(self, boxes: Tensor, negative: Tensor) -> Tensor:
+        """Moves every corner by a random share of half the box's size, negatives by that and the half once more."""
+        corners, half = cxcywh_to_xyxy(boxes), boxes[:, 2:].repeat(1, 2) / 2
+        sign = torch.randint_like(boxes, low=0, high=2) * 2 - 1
+        amount = torch.rand_like(boxes) + negative
+        corners = (corners + sign * amount * half * self.box_noise_scale).clamp(0, 1)
+        return inverse_sigmoid(xyxy_to_cxcywh(corners), self.eps).sigmoid()

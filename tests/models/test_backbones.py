@@ -1,0 +1,253 @@
+"""Backbones: what the recordings do not show."""
+
+import math
+from unittest.mock import Mock
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torchvision.ops import FrozenBatchNorm2d
+
+from models.backbones.coat import CoaT
+from models.backbones.mpvit import MPViT
+from models.backbones.resnet import ResNet
+from models.backbones.swin import SwinTransformer, join_windows, shift_mask, split_windows
+from models.backbones.timm import TimmBackbone
+from models.registry import PARTS
+from util.checkpoints.files import CheckpointError, read_checkpoint
+from util.config import ConfigDict, ConfigError
+from util.tensors.precision import allow_tf32
+
+SMALLEST = {
+    "swin": lambda: SwinTransformer("tiny"),
+    "coat_lite": lambda: CoaT("lite_tiny"),
+    "coat": lambda: CoaT("tiny", drop_path=0.2),
+    "mpvit": lambda: MPViT("tiny", norm="batch"),
+    "timm": lambda: TimmBackbone("test_convnext"),
+}
+
+
+@pytest.fixture(params=SMALLEST)
+def backbone(request):
+    torch.manual_seed(0)
+    return SMALLEST[request.param]().eval()
+
+
+def test_maps_are_as_announced_in_any_layout_and_precision(backbone):
+    """Widths and strides; channels_last changes nothing; autocast changes little."""
+    images = torch.randn(2, 3, 75, 101)
+    with torch.inference_mode():
+        maps = backbone(images)
+        assert [x.shape[1] for x in maps] == list(backbone.channels)
+        for x, stride in zip(maps, (8, 16, 32), strict=True):
+            for cells, side in zip(x.shape[2:], (75, 101), strict=True):
+                assert cells in (math.floor(side / stride), math.ceil(side / stride))
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = backbone(images)
+        backbone = backbone.to(memory_format=torch.channels_last)
+        again = backbone(images.to(memory_format=torch.channels_last))
+    for a, b, c in zip(maps, again, coarse, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert (a - c.float()).norm() < 0.1 * a.norm()
+
+
+def test_every_weight_learns(backbone):
+    backbone.train()
+    sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 96))).backward()
+    assert not [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def test_windows_are_joined_as_they_were_split():
+    x = torch.randn(2, 14, 21, 3)
+    windows = split_windows(x, 7)
+    assert torch.equal(windows[1], x[0, :7, 7:14].reshape(49, 3))
+    assert torch.equal(join_windows(windows, 7, 14, 21), x)
+
+
+def test_a_shifted_window_keeps_far_tokens_apart():
+    """Only tokens that are less than a window apart in the map, before it was rolled, may look at each other."""
+    size, window, shift = 14, 7, 3
+    place = torch.cartesian_prod(torch.arange(size), torch.arange(size)).view(1, size, size, 2)
+    windows = split_windows(place.roll((-shift, -shift), (1, 2)), window)
+    far = (windows[:, :, None] - windows[:, None]).abs().amax(-1) >= window
+    assert torch.equal(shift_mask(size, size, window, shift, like=torch.zeros(())) == -100, far)
+
+
+def test_swin_norms_only_what_it_returns():
+    """The norm of a map that nobody reads would be a weight that never learns."""
+    alone = SwinTransformer("tiny", stages=(4,))
+    assert [name for name, _ in alone.named_children() if name.startswith("norm")] == ["norm3"]
+    assert alone.channels == [768]
+    assert sum(p.numel() for p in alone.parameters()) == 27_519_354
+
+
+def test_later_blocks_of_swin_are_skipped_more_often():
+    backbone = SwinTransformer("tiny", drop_path=0.22)
+    rates = [block.drop_path.p for stage in backbone.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.02 * i for i in range(12)])
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_leading_pieces_of_swin_can_be_frozen(frozen):
+    backbone = SwinTransformer("tiny", frozen=frozen)
+    fixed = {name.split(".blocks")[0].split(".")[0] for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert fixed == set(["patch_embed", "layers"][:frozen])
+
+
+def test_weights_of_classifiers_are_taken_and_the_rest_left_out():
+    """Each under its authors' names, with head, final norms and second names of shared modules."""
+    path, blocks = "mhca_stages.0.mhca_blks.1.MHCA_layers.0", "parallel_blocks.5"
+    extras = {
+        "swin": ["head.weight", "norm.weight", "layers.0.blocks.1.attn_mask", "layers.0.attn.relative_position_index"],
+        "coat": ["head.weight", "norm4.bias", "aggregate.weight", "serial_blocks1.0.cpe.proj.weight"]
+        + ["serial_blocks2.1.factoratt_crpe.crpe.conv_list.0.bias", f"{blocks}.mlp3.fc1.weight"]
+        + [f"{blocks}.factoratt_crpe4.crpe.conv_list.2.bias"],
+        "mpvit": ["cls_head.cls.weight", f"{path}.cpe.proj.bias", f"{path}.crpe.conv_list.1.bias"]
+        + [f"{path}.factoratt_crpe.crpe.conv_list.1.bias"],
+    }
+    for kind, names in extras.items():
+        backbone = SMALLEST[kind]()
+        weights = {key: torch.ones_like(value) for key, value in backbone.state_dict().items()}
+        if kind == "swin":
+            weights = {key: value for key, value in weights.items() if not key.startswith("norm")}
+        backbone.load_pretrained({**weights, **dict.fromkeys(names, torch.zeros(1))})
+        assert all(p.eq(1).all() for name, p in backbone.named_parameters() if not name.startswith("norm"))
+        with pytest.raises(RuntimeError, match="Missing"):
+            backbone.load_pretrained(dict(list(weights.items())[1:]))
+
+
+def test_pretrained_weights_are_named_and_not_fetched():
+    released = SwinTransformer("tiny", pretrained="swin_tiny_patch4_window7_224").pretrained_source()
+    assert released.startswith("https://")
+    assert released.endswith("/swin_tiny_patch4_window7_224.pth")
+    assert SwinTransformer("tiny", pretrained="mine.pth").pretrained_source() == "mine.pth"
+    assert CoaT("lite_tiny", pretrained="coat.pth").pretrained_source() == "coat.pth"
+    assert MPViT("tiny").pretrained_source() is None
+    tagged = TimmBackbone("test_convnext", pretrained="r160_in1k").pretrained_source()
+    assert tagged == "hf-hub:timm/test_convnext.r160_in1k"
+    assert TimmBackbone("test_convnext", pretrained="mine.pth").pretrained_source() == "mine.pth"
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_efficientnet"])
+def test_timm_takes_the_weights_of_its_classifiers(name, tmp_path):
+    torch.manual_seed(0)
+    whole, backbone = timm.create_model(name).eval(), TimmBackbone(name).eval()
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    backbone.load_pretrained(read_checkpoint(tmp_path / "model.safetensors"))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            backbone(images)[-1], whole.forward_intermediates(images, intermediates_only=True)[-1]
+        )
+    with pytest.raises(RuntimeError, match="Missing"):
+        backbone.load_pretrained({"head.weight": torch.zeros(1)})
+
+
+def test_a_damaged_file_of_timm_is_said_to_be_one(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_timm_batch_norms_can_be_constants():
+    frozen, own = TimmBackbone("test_resnet", norm="frozen"), TimmBackbone("test_resnet")
+    assert len(list(frozen.parameters())) < len(list(own.parameters()))
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    frozen.train()(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(before[key], value) for key, value in frozen.state_dict().items())
+
+
+def test_timm_pads_pictures_and_cuts_maps():
+    """Where the picture is a multiple already, the divisor changes nothing; elsewhere maps are rounded up."""
+    torch.manual_seed(0)
+    backbone = TimmBackbone("test_resnet", divisor=32).eval()
+    images = torch.randn(1, 3, 75, 101)
+    with torch.inference_mode():
+        maps, whole = backbone(images), backbone.body(torch.nn.functional.pad(images, (0, 27, 0, 21)))
+    assert [x.shape[2:] for x in maps] == [(10, 13), (5, 7), (3, 4)]
+    assert all(torch.equal(x, y[..., : x.shape[2], : x.shape[3]]) for x, y in zip(maps, whole, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("convnext_tyni", "no model 'convnext_tyni'; nearest: convnext_tiny"),
+        ("vit_tiny_patch16_224", "has maps at strides \\[16\\], none at \\[8, 32\\]"),
+        ("mixer_s16_224", "gives no feature maps|none at"),
+    ],
+)
+def test_what_timm_lacks_is_said(name, told):
+    node = ConfigDict(type="TimmBackbone", name=name)
+    with pytest.raises(ConfigError, match=told):
+        PARTS.build(node)
+
+
+@pytest.mark.parametrize("kind", ["SwinTransformer", "CoaT", "MPViT"])
+def test_an_unknown_size_is_answered_with_the_nearest(kind):
+    with pytest.raises(ConfigError, match="did you mean '(lite_)?tiny'"):
+        PARTS.build(ConfigDict(type=kind, arch="tinny"))
+
+
+def resnet_of_random_norms(depth: int) -> ResNet:
+    """With all stages, the last one dilated if it can."""
+    torch.manual_seed(0)
+    resnet = ResNet(depth, (1, 2, 3, 4), dilation=depth == 50)
+    for module in resnet.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for numbers in (module.weight, module.bias, module.running_mean, module.running_var):
+                torch.nn.init.uniform_(numbers, 0.5, 1.5)
+    return resnet
+
+
+def compare_without_gradients(depth: int, device: str):
+    """A ResNet without gradients, where norms and what follows are computed within the convolutions, and with them."""
+    resnet = resnet_of_random_norms(depth).to(device)
+    images = torch.randn(2, 3, 65, 97, device=device).contiguous(memory_format=torch.channels_last)
+    wanted = [x.detach() for x in resnet(images)]
+    with torch.no_grad():
+        found = resnet(images)
+        with torch.autocast(device, torch.bfloat16):
+            halves = resnet(images)
+    for ours, half, expected in zip(found, halves, wanted, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - expected).norm() <= 3e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_without_gradients(depth):
+    compare_without_gradients(depth, "cpu")
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_fused_convolutions_are_given_what_plain_ones_are(depth, monkeypatch):
+    resnet, images = resnet_of_random_norms(depth), torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        wanted = resnet(images)
+        convolve, calls = torch.nn.functional.conv2d, []
+
+        def fused(x, weight, *more):
+            *shortcut, bias, stride, padding, dilation, groups = more
+            calls.append(len(shortcut))
+            x = convolve(x, weight, bias, stride, padding, dilation, groups)
+            return torch.relu(x + shortcut[0] * shortcut[1] if shortcut else x)
+
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
+        monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
+        monkeypatch.setattr("models.backbones.resnet._has_fused_kernels", lambda x: True)
+        found = resnet(images)
+    torch.testing.assert_close(found, wanted)
+    assert calls.count(2) == {18: 8, 50: 16}[depth]  # one shortcut a block
+    assert calls.count(0) == {18: 9, 50: 33}[depth]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_without_gradients_on_a_gpu(depth, monkeypatch):
+    fused = Mock(wraps=torch.cudnn_convolution_add_relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
+    allow_tf32(False)
+    compare_without_gradients(depth, "cuda")
+    assert fused.called

@@ -1,0 +1,156 @@
+"""Measures every model of config/, or some, and holds it against what its paper prints.
+
+usage: python tools/dev/zoo.py [NAME ...]                   docs/models.md: parameters, multiply-adds, published figures
+       python tools/dev/zoo.py --latency [NAME ...]         docs/speed.{md,csv,png}: latency and memory on this machine,
+                                                        beside its matrix products, the papers' code and claims
+                           [--baseline NAME] [--size H W] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp]
+                           [--out FOLDER]
+
+Without names, every config; only then docs/models.md is written, else its rows are printed.
+"""
+
+import argparse
+import ast
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from models import build_detector
+from tools.dev.speed import write_speed
+from tools.dev.tables import PAPERS, PUBLISHED, SCHEDULE, chosen_configs, line, published_ap, table
+from util.config import load_config
+from util.measuring.benchmark import SIZE
+from util.measuring.flops import ELEMENTWISE, count_gmacs
+from util.processes.allocator import keep_freed_memory
+
+COLUMNS = (
+    "model", "config", "parameters, M", "trainable, M", "as printed", "multiply-adds, G", "as its table counts",
+    "as printed", "AP as published", "checked",
+)  # fmt: skip
+HEAD = f"""\
+# Models
+
+Written by `python tools/dev/zoo.py`. AP on COCO val2017 is **as published**, by the paper or with its code's checkpoints;
+nothing here was trained to the end with this code. Parameters (all, and those that train) and multiply-adds (one
+picture of {SIZE[0]}x{SIZE[1]}) are this code's, "as printed" what the paper's table says. Tables differ in what they
+count: those of DETR and Conditional DETR average over the first 100 pictures of val2017 and count sums, products, ReLUs
+and softmax too, number by number; Sparse DETR's take one of 800x1066 and leave out the encoder's auxiliary heads (and
+their 0.8 M parameters), its row of DETR on Swin-T too; the others take one of {SIZE[0]}x{SIZE[1]}.
+"As its table counts" does the same; rows that still differ by more than 1 % are listed below, with the reason.
+So are rows whose parameters are not those printed. "Checked": an official checkpoint of generated weights loads, and
+gives the outputs, losses and gradients of the paper's code.
+
+"""
+
+
+def resized(height: int, width: int, scale: int = 800, longest: int = 1333) -> tuple[int, int]:
+    """The size that evaluation gives a picture."""
+    short, long = min(height, width), max(height, width)
+    if long / short * scale > longest:
+        scale = round(longest * short / long)
+    return (scale, int(scale * width / height)) if height <= width else (int(scale * height / width), scale)
+
+
+def as_printed(detector: nn.Module, folder: str, printed: dict, usual: float) -> float:
+    """10^9 multiply-adds, counted on the pictures of the row's own table; `usual` are those of one of SIZE."""
+    if "size" in printed:
+        return count_gmacs(detector, [torch.empty(3, *printed["size"])])
+    if folder == "sparse_detr":
+        detector.encoder.heads = nn.ModuleList()
+        return count_gmacs(detector, [torch.empty(3, 800, 1066)])
+    if folder not in ("detr", "conditional_detr"):
+        return usual
+    # On its side a picture costs the same.
+    sizes = Counter(tuple(sorted(resized(*size))) for size in PUBLISHED["val2017_sizes"])
+    counts = {size: count_gmacs(detector, [torch.empty(3, *size)], convention=ELEMENTWISE) for size in sizes}
+    return sum(counts[size] * times for size, times in sizes.items()) / sizes.total()
+
+
+def row(path: Path) -> tuple[str, ...]:
+    """A model's row of docs/models.md. Longer schedules of the model share it."""
+    longer = [other for other in sorted(path.parent.glob("*.py")) if SCHEDULE.sub("", other.stem) == path.stem]
+    detector = build_detector(load_config(path))
+    total = sum(p.numel() for p in detector.parameters()) / 1e6
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad) / 1e6
+    gmacs = count_gmacs(detector, [torch.empty(3, *SIZE)])
+    printed = PUBLISHED["models"].get(path.stem, {})
+    checked = any((ROOT / "tests/recordings").glob(f"*/{path.stem}.npz"))
+    return (
+        ast.get_docstring(ast.parse(path.read_text())).split("\n")[0].split(":")[0].rstrip("."),
+        f"[{path.stem}](../{path.relative_to(ROOT).as_posix()})",
+        f"{total:.1f}",
+        f"{trainable:.1f}",
+        str(printed.get("params_m", "")),
+        f"{gmacs:.1f}",
+        f"{as_printed(detector, path.parent.name, printed, gmacs):.1f}" if printed else "",
+        str(printed.get("gflops", "")),
+        ", ".join(said for said in map(published_ap, longer) if said),
+        "yes" if checked else "",
+    )
+
+
+def differences(rows: dict[str, tuple[str, ...]]) -> str:
+    """The rows whose multiply-adds, counted as in their table, differ from the printed ones by more than 1 %.
+
+    And those of whose parameters neither all nor those that train are printed.
+    """
+    found = []
+    for name, cells in rows.items():
+        printed = PUBLISHED["models"].get(name, {}).get("params_m")
+        digits = 1 if isinstance(printed, float) else 0
+        if printed and all(round(float(cell), digits) != printed for cell in cells[2:4]):
+            reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("params_reason"), "not known")
+            found.append((name, f"{cells[3]} M trainable", f"{printed} M", "", reason))
+        ours, theirs = cells[COLUMNS.index("as its table counts")], PUBLISHED["models"].get(name, {}).get("gflops")
+        if theirs and abs(float(ours) / theirs - 1) > 0.01:
+            reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("reason"), "not known")
+            found.append((name, ours, str(theirs), f"{100 * (float(ours) / theirs - 1):+.1f} %", reason))
+    return "\n" + table(("model", "as its table counts", "as printed", "difference", "reason"), found) if found else ""
+
+
+def write_models(chosen: list[Path], whole: bool):
+    """Writes docs/models.md, or prints the rows of some models."""
+    lines, rows, family = [line(*COLUMNS), line(*["---"] * len(COLUMNS))], {}, None
+    for path in chosen:
+        if path.parent.name != family:
+            family = path.parent.name
+            lines.append(line(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(COLUMNS) - 1)))
+        rows[path.stem] = row(path)
+        lines.append(line(*rows[path.stem]))
+        print(lines[-1], file=sys.stderr)
+    text = "\n".join(lines) + "\n" + differences(rows)
+    if whole:
+        (ROOT / "docs/models.md").write_text(HEAD + text)
+    else:
+        print(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--baseline", default="deformable_detr_r50", metavar="NAME")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1066), metavar=("H", "W"))
+    parser.add_argument("--repeats", type=int, default=3, metavar="N")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of speed.{md,csv,png}")
+    args = parser.parse_args()
+    if args.device == "cpu":
+        keep_freed_memory()
+    chosen = chosen_configs(args.names, parser)
+    if args.latency:
+        write_speed(chosen, args)
+    else:
+        write_models(chosen, whole=not args.names)
+
+
+if __name__ == "__main__":
+    main()

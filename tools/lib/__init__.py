@@ -1,0 +1,1 @@
+"""What several tools share, or one of them alone needs."""

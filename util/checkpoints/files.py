@@ -1,0 +1,231 @@
+"""Checkpoints: written so that a crash destroys nothing, read so that a file can do nothing but fill tensors."""
+
+import argparse
+import functools
+import os
+import pickle
+import platform
+import re
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from util.checkpoints.download import DownloadError, fetch, sha256
+from util.processes.distributed import gather, is_main, together, world_size
+
+FORMAT = "leandetr-1"
+SHOWN = 12
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file, what is wrong and what helps."""
+
+
+def save_checkpoint(content: dict, *paths: Path, before: Callable[[Path], object] | None = None):
+    """Writes one checkpoint to several files, in the main process, while the others wait to hear that it worked.
+
+    A reader finds the old file or the new one, whole.
+
+    Args:
+        content: tensors and plain values only, so that it can be read with weights_only=True.
+        before: called with each path when its new content is safely on the disk, but has not taken the name yet.
+
+    Raises:
+        CheckpointError: in all processes; the disk is full, say. The old file is still there.
+    """
+    together(lambda: _write(content, paths, before) if is_main() else None, CheckpointError)
+
+
+def _write(content: dict, paths: tuple[Path, ...], before: Callable[[Path], object] | None):
+    for path in paths:
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"format": FORMAT, **content}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if before is not None:
+                before(path)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer turns one into the other
+            temporary.unlink(missing_ok=True)
+            kept = " The file that was there is unchanged." if path.is_file() else ""
+            raise CheckpointError(f"{path}: cannot be written: {str(error).splitlines()[0]}.{kept}") from error
+
+
+def _sync_folder(folder: Path):
+    """Makes a new name in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what a checkpoint was made with: PyTorch, Python, and the git revision where this is a checkout."""
+    found = {"torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return found
+        if done.returncode == 0:
+            found["git"] = done.stdout.strip()
+    return found
+
+
+def read_checkpoint(source: str | Path) -> dict:
+    """Reads a checkpoint of ours, of the papers' repositories, of torchvision or of timm, from a file or a URL.
+
+    A URL, or "hf-hub:OWNER/NAME" on the Hugging Face hub, is downloaded once. Nothing in the file is ever executed:
+    beside tensors and plain values only argparse.Namespace is admitted, which the papers' files contain and which
+    merely holds values. One process alone may ask; where all do, `read_by_all` keeps them together.
+
+    Raises:
+        CheckpointError: the file is not there, cannot be downloaded, is damaged, or contains something else.
+    """
+    path = _located(source)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make its reader stumble in any way
+        reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):?\s+(\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and reason:
+            named = next(filter(None, reason.groups()))
+            refusal = f"holds more than tensors and plain values ({named}) and is not loaded, since such a file can run"
+            raise CheckpointError(f"{path}: {refusal} code. Ask its author for one with the weights alone") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {said}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    if content.get("format") == FORMAT:
+        _verify(path)
+    return content
+
+
+def read_by_all(source: str | Path, content: dict | None = None) -> dict:
+    """`read_checkpoint` in all processes together: all return the same content, or all raise.
+
+    Args:
+        content: what this process has read from there already.
+
+    Raises:
+        CheckpointError: in all processes, where one of them cannot read it or finds another file there.
+    """
+
+    def read() -> tuple[dict, str]:
+        found = read_checkpoint(source) if content is None else content
+        return found, sha256(_located(source)) if world_size() > 1 else ""
+
+    found, digest = together(read, CheckpointError, f"All machines have to see the same {source}")
+    digests = gather(digest)
+    if len(set(digests)) > 1:
+        other = next(number for number, theirs in enumerate(digests) if theirs != digests[0])
+        raise CheckpointError(f"{source}: process {other} finds another file there; all machines have to see the same")
+    return found
+
+
+def _located(source: str | Path) -> Path:
+    try:
+        return fetch(str(source))
+    except DownloadError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _verify(path: Path):
+    """Compares every record of a checkpoint of ours with its checksum, which PyTorch writes but does not read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged: {damaged} in it does not have its checksum")
+
+
+def weights_of(content: dict) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, whatever it is called there and however it was wrapped."""
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def averaged_weights(content: dict) -> dict[str, Tensor] | None:
+    """The moving average in a checkpoint of ours, under the model's own names; None where there is none."""
+    average = content.get("ema")
+    if average is None:
+        return None
+    return {key.removeprefix("module."): value for key, value in average.items() if key.startswith("module.")}
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str):
+    """Fills a model; every key must be there and fit.
+
+    Raises:
+        CheckpointError: lists missing, unexpected and mis-shaped keys together.
+    """
+    problems = difference(model, weights)
+    if any(problems.values()):
+        raise CheckpointError(f"{source} does not fit this model:\n{describe(problems)}")
+    model.load_state_dict(weights)
+
+
+def load_what_fits(model: nn.Module, weights: dict[str, Tensor], ignored: list[str]) -> dict[str, list[str]]:
+    """Fills what fits and leaves the rest as initialised, for fine-tuning.
+
+    Args:
+        ignored: weights whose name contains one of these are left out.
+
+    Returns:
+        keys by what became of them: missing, unexpected, mis-shaped, ignored.
+    """
+    left_out = [key for key in weights if any(part in key for part in ignored)]
+    weights = {key: value for key, value in weights.items() if key not in left_out}
+    problems = difference(model, weights)
+    problems["ignored"] = left_out
+    problems["missing"] = [key for key in problems["missing"] if key not in left_out]
+    current = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in current and v.shape == current[k].shape}
+    model.load_state_dict(fitting, strict=False)
+    return problems
+
+
+def difference(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Keys that a model and weights do not share, and those whose shapes differ."""
+    current = model.state_dict()
+    return {
+        # Counters of batch norms are not weights: nothing reads them, and the papers' tables leave them out.
+        "missing": [key for key in current if key not in weights and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in weights if key not in current],
+        "mis-shaped": [
+            f"{key} {tuple(value.shape)}, here {tuple(current[key].shape)}"
+            for key, value in weights.items()
+            if key in current and value.shape != current[key].shape
+        ],
+    }
+
+
+def describe(problems: dict[str, list[str]]) -> str:
+    """A few lines about keys that were not loaded."""
+    lines = []
+    for kind, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+            lines.append(f"  {kind} ({len(keys)}): {', '.join(keys[:SHOWN])}{more}")
+    return "\n".join(lines)

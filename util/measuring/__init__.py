@@ -1,0 +1,1 @@
+"""What a detector costs: MACs, latency, memory."""

@@ -1,0 +1,1 @@
+"""What a run says: to the terminal, to log files, to trackers, as plots."""

@@ -1,0 +1,121 @@
+"""What a training or an evaluation is about to do, as one table."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from util.cli.options import images_per_step
+from util.processes.distributed import world_size
+from util.tensors.precision import Precision
+
+WIDTH = 100
+"""Characters that a list of names may take."""
+
+
+def describe_model(title: str, node: Mapping, detector: nn.Module) -> list[str]:
+    """The parts of a detector with their types and parameters.
+
+    Args:
+        title: the model's name.
+        node: `model` of its config.
+        detector: that was built from it.
+    """
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    lines = [f"{title}, {_millions(detector)} M parameters, {trainable / 1e6:.2f} M of them trainable"]
+    for name, part in detector.named_children():
+        kinds = ", ".join(dict.fromkeys(_types(node.get(name)))) or type(part).__name__
+        lines.append(f"  {name:<9}{_millions(part):>8} M  {kinds}")
+    shared = [f"{name}: {', '.join(_types(value))}" for name, value in node.items() if name not in detector._modules]
+    shared = [text for text in shared if not text.endswith(": ")]
+    return [*lines, f"  in all of them       {'; '.join(shared)}"] if shared else lines
+
+
+def _types(node) -> Iterator[str]:
+    """The types of the parts that a config describes, outermost first."""
+    if isinstance(node, Mapping):
+        if "type" in node:
+            yield node["type"]
+        for value in node.values():
+            yield from _types(value)
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}"
+
+
+def describe_names(names: list[str]) -> str:
+    """How many classes, and as many of their names as fit."""
+    shown = []
+    for name in names:
+        if len(", ".join([*shown, name])) > WIDTH:
+            break
+        shown.append(name)
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return f"{len(names)}: {', '.join(shown)}{more}"
+
+
+def describe_data(splits: list[str], names: list[str], data: Mapping) -> list[str]:
+    """The splits, the classes and the sizes of pictures.
+
+    Args:
+        splits: a line for each.
+        names: of the classes.
+        data: the section of the config.
+    """
+    sizes = []
+    if augment := data.get("augment"):
+        shortest, longest = min(augment["scales"]), max(augment["scales"])
+        sizes.append(f"in training {shortest} to {longest}, longer side at most {augment['max_size']}")
+    if resize := data.get("resize"):
+        sizes.append(f"in evaluation {resize['scale']}, at most {resize['max_size']}")
+    return [*splits, f"classes {describe_names(names)}", f"shorter side in pixels: {'; '.join(sizes)}"]
+
+
+def describe_schedule(cfg: Mapping, steps: int, accumulate: int, groups: list[dict]) -> list[str]:
+    """Length, images of a step, learning rates, and the images of a step that these are meant for.
+
+    Args:
+        cfg: the config.
+        steps: optimiser steps of an epoch.
+        accumulate: batches of a step.
+        groups: of the optimiser.
+    """
+    batch, epochs = cfg["data"]["batch_size"], cfg["schedule"]["epochs"]
+    images = images_per_step(cfg, accumulate)
+    product = f"batch of {batch} x {world_size()} processes x {accumulate} accumulated"
+    rates = [group.get("max_lr", group["initial_lr"]) for group in groups]
+    listed = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
+    kind = cfg["schedule"].get("kind", "step")
+    return [
+        f"{epochs} epochs of {steps} steps; {images} images a step ({product})",
+        f"learning rate {listed}, {kind}{_meant_for(cfg['optimizer'], images)}",
+    ]
+
+
+def _meant_for(optimizer: Mapping, images: int) -> str:
+    """What is to be said of learning rates and of the images of a step that a config has in mind."""
+    meant, scaling = optimizer.get("total_batch_size"), optimizer.get("scale_lr")
+    if meant is None:
+        return ""
+    if scaling is not None:
+        return f"; scaled ({scaling}) from {meant} images a step to {images}"
+    remedy = "" if meant == images else "; optimizer.scale_lr='sqrt' or 'linear' would adapt it"
+    return f"; meant for {meant} images a step{remedy}"
+
+
+def describe_device(precision: Precision, workers: int) -> str:
+    """Where and how the numbers are computed."""
+    name = torch.cuda.get_device_name() if precision.device == "cuda" else "CPU"
+    threads = f"{torch.get_num_threads()} threads and {workers} loading processes each"
+    return f"{world_size()} x {name}, {precision.name}, {threads}; PyTorch {torch.__version__}"
+
+
+def table(rows: Mapping[str, str | list[str]]) -> str:
+    """Headings with their lines beside them."""
+    width = max(map(len, rows)) + 2
+    lines = []
+    for heading, content in rows.items():
+        first, *others = [content] if isinstance(content, str) else content
+        lines += [f"{heading:<{width}}{first}", *(f"{'':<{width}}{other}" for other in others)]
+    return "\n".join(lines)

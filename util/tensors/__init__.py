@@ -1,0 +1,1 @@
+"""Tensors and where they are computed: batches, boxes, devices, number formats, caches, CUDA graphs."""

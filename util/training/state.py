@@ -1,0 +1,193 @@
+"""What a training is made of and where it stands: all that a resumed one needs."""
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from util.checkpoints.files import CheckpointError, versions
+from util.processes.distributed import gather, is_main, rank, world_size
+from util.reporting.progress import Meter
+
+log = logging.getLogger(__name__)
+
+WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
+"""Of a schedule of PyTorch: what changes as it is stepped."""
+RATES = ("initial_lr", "max_lr", "min_lr")
+"""Of a group of an optimiser: what a schedule of PyTorch reckons from."""
+
+
+class TrainingState:
+    """A model in training, with everything that changes beside it.
+
+    Args:
+        model: the detector, without any wrapper.
+        optimizer, schedule, scaler: of the training.
+        average: moving average of the model, or None.
+        facts: plain values that are stored beside the state (config, categories).
+        place: plain values on which it depends what a number of batches of an epoch means, `steps_per_epoch` among
+            them. A checkpoint from the middle of an epoch that was saved with other ones cannot be continued there:
+            that epoch begins anew, with a warning.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule,
+        scaler: torch.amp.GradScaler,
+        average: AveragedModel | None,
+        facts: dict,
+        place: dict,
+    ):
+        self.model, self.average = model, average
+        self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
+        self.facts, self.place = facts, place
+        self.epoch = 0
+        """Finished epochs."""
+        self.step = 0
+        """Steps so far, in all epochs; those that were skipped count, those of an epoch that begins anew do not."""
+        self.batch = 0
+        """Batches of the running epoch that this process has seen."""
+        self.meters: dict[str, Meter] = {}
+        """The numbers of the running epoch."""
+        self.broken = self.skipped = 0
+        """In the running epoch: pictures of this process that could not be read, and steps without finite numbers."""
+        self.failures = 0
+        """Skipped steps since the last sound one."""
+        self.pending: dict | None = None
+        """What is to be said of the last epoch, until its evaluation is done."""
+        self.best: dict[str, float] = {}
+        """Best AP so far, of "regular" and of "ema"."""
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """What is evaluated: the model as "regular", and its average as "ema"."""
+        return {"regular": self.model} | ({"ema": self.average.module} if self.average is not None else {})
+
+    def finish_epoch(self):
+        """Moves on to the next epoch."""
+        self.epoch, self.batch, self.meters, self.broken, self.skipped = self.epoch + 1, 0, {}, 0, 0
+
+    def is_finite(self) -> bool:
+        """Whether every weight and every running statistic is."""
+        return all(bool(t.isfinite().all()) for t in self.model.state_dict().values() if t.is_floating_point())
+
+    def state_dict(self) -> dict:
+        """Tensors and plain values. To be called by all processes together: each adds its random state."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sampler": {"batch": self.batch, **self.place},
+            "meters": {name: [meter.total, meter.count] for name, meter in self.meters.items()},
+            "broken": sum(gather(self.broken)),
+            "skipped": self.skipped,
+            "pending": self.pending,
+            "best": dict(self.best),
+            "random": gather(random_state()),
+            "versions": versions(),
+            **self.facts,
+        }
+
+    def load_state_dict(self, content: dict, source: str):
+        """Goes back to where a checkpoint of ours stood, weights aside, which the caller has loaded.
+
+        Raises:
+            CheckpointError: the checkpoint was made with another optimiser or another set of trainable weights.
+        """
+        own = [{name: group[name] for name in RATES if name in group} for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:
+            remedy = "To start anew from its weights, give it as --pretrain_model_path"
+            raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
+        # How long the schedule is, is this config's to say; where in it we are, the checkpoint's.
+        where = {name: content["schedule"][name] for name in WHERE if name in content["schedule"]}
+        if ("total_steps" in content["schedule"]) != hasattr(self.schedule, "total_steps"):
+            # To or from a one-cycle: what a schedule starts from means something else there.
+            where.pop("base_lrs", None)
+            for group, rates in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(rates)
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **where})
+        self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            if content["ema"] is not None:
+                self.average.load_state_dict(content["ema"])
+            else:
+                self.average.module.load_state_dict(self.model.state_dict())
+        self.epoch, self.best = content["epoch"], dict(content["best"])
+        self.step, self.pending = content.get("step", 0), content.get("pending")
+        self._load_place(content, source)
+        self._set_learning_rates()
+        if len(content["random"]) == world_size():
+            set_random_state(content["random"][rank()])
+        else:
+            log.warning("%s: was saved by %d processes: random numbers differ", source, len(content["random"]))
+
+    def _load_place(self, content: dict, source: str):
+        """Where in the epoch it stood."""
+        sampler, place = dict(content.get("sampler", {})), self.place
+        batch, steps = sampler.pop("batch", 0), place["steps_per_epoch"]
+        changed = [
+            f"{name} was {sampler[name]}, is {place[name]}"
+            for name in place
+            if sampler.get(name, place[name]) != place[name]  # older checkpoints do not tell all
+        ]
+        if batch and changed:
+            text = "%s: saved in the middle of an epoch with another order (%s): the epoch begins anew"
+            log.warning(text, source, ", ".join(changed))
+        if (batch and changed) or sampler.get("steps_per_epoch", steps) != steps:
+            # Where the epoch begins by this config's steps; earlier ones that were skipped no longer hold it back.
+            self.step = self.schedule.last_epoch = self.epoch * steps
+        elif batch:
+            self.batch, self.skipped = batch, content["skipped"]
+            self.broken = content["broken"] if is_main() else 0
+            for name, (total, count) in content["meters"].items():
+                self.meters[name] = Meter()
+                self.meters[name].total, self.meters[name].count = total, count
+
+    def _set_learning_rates(self):
+        """Those of the next step, by this config's schedule; the optimiser's are those of where it was saved."""
+        schedule = self.schedule
+        if schedule.last_epoch > getattr(schedule, "total_steps", math.inf):
+            return  # a training that is now shorter takes no step any more
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch expects step(), which would move on
+            rates = schedule.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn within this, what is drawn after it does not depend on."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def random_state() -> dict:
+    """Of PyTorch's generators; nothing else draws."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict):
+    """Goes back to what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
