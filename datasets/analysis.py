@@ -41,15 +41,15 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
-class PictureScores:
-    """One picture, at the score of the analysis.
+class ImageScores:
+    """One image, at the score of the analysis.
 
     Attributes:
         index: in the annotations.
         correct, wrong, missed: detections that found an object, that did not, and objects that none found.
         detections: (n, ) rows of the table of detections, surest first.
         kinds: (n, ) what each is: "" for a correct one, the name of the error, "ignored" in a crowd.
-        objects_found: (T,) which of the picture's objects were found; crowds count as found.
+        objects_found: (T,) which of the image's objects were found; crowds count as found.
     """
 
     index: int
@@ -77,8 +77,8 @@ class Analysis:
         curves: {label: (101,)}, means over the classes.
         errors: the AP50 that each type of error costs.
         confusion: (K + 1, K + 1) counts at `score`: rows what is there, columns what was detected, the last nothing.
-        pictures: by picture.
-        score: detections below it do not count in `confusion` and `pictures`.
+        images: by image.
+        score: detections below it do not count in `confusion` and `images`.
     """
 
     numbers: dict[str, float]
@@ -86,14 +86,14 @@ class Analysis:
     curves: dict[str, np.ndarray]
     errors: list[ErrorCost]
     confusion: np.ndarray
-    pictures: list[PictureScores]
+    images: list[ImageScores]
     score: float
 
-    def extremes(self, count: int) -> tuple[list[PictureScores], list[PictureScores]]:
-        """The best and the worst pictures, at most half of all each; of equals those with more to see."""
-        count = min(count, len(self.pictures) // 2)
-        worst = sorted(self.pictures, key=lambda p: (p.f1, -p.wrong - p.missed))[:count]
-        best = sorted(self.pictures, key=lambda p: (-p.f1, -p.correct))[:count]
+    def extremes(self, count: int) -> tuple[list[ImageScores], list[ImageScores]]:
+        """The best and the worst images, at most half of all each; of equals those with more to see."""
+        count = min(count, len(self.images) // 2)
+        worst = sorted(self.images, key=lambda p: (p.f1, -p.wrong - p.missed))[:count]
+        best = sorted(self.images, key=lambda p: (-p.f1, -p.correct))[:count]
         return best, worst
 
 
@@ -101,7 +101,7 @@ def read_results(path: Path, annotations: Annotations) -> np.ndarray:
     """Detections in COCO's results format as (D, 7) rows of `CocoEvaluator.detections`.
 
     Raises:
-        ValueError: no such list, or detections on pictures or of classes that the annotations do not know.
+        ValueError: no such list, or detections on images or of classes that the annotations do not know.
     """
     try:
         entries = json.loads(path.read_bytes())
@@ -112,7 +112,7 @@ def read_results(path: Path, annotations: Annotations) -> np.ndarray:
     if not np.isfinite(table).all():
         raise ValueError(f"{path}: holds numbers that are not finite")
     for column, known, what in (
-        (0, annotations.image_ids, "picture"),
+        (0, annotations.image_ids, "image"),
         (6, list(annotations.categories.slots), "class"),
     ):
         strange = table[~np.isin(table[:, column], known), column]
@@ -122,7 +122,7 @@ def read_results(path: Path, annotations: Annotations) -> np.ndarray:
     return table[np.argsort(table[:, 0], kind="stable")]
 
 
-def analyse(annotations: Annotations, detections: np.ndarray, score: float = 0.3) -> Analysis:
+def analyse_detections(annotations: Annotations, detections: np.ndarray, score: float = 0.3) -> Analysis:
     """Scores detections with pycocotools and finds out what is wrong with them.
 
     Args:
@@ -140,7 +140,7 @@ def analyse(annotations: Annotations, detections: np.ndarray, score: float = 0.3
         curves=_curves(precision[:, :, (precision > -1).any((0, 1))].mean(2)) if (precision > -1).any() else {},
         errors=errors.costs(score),
         confusion=_confusion(annotations, detections, errors, score),
-        pictures=_picture_scores(annotations, detections, errors, score),
+        images=_image_scores(annotations, detections, errors, score),
         score=score,
     )
 
@@ -157,18 +157,18 @@ def run_coco_eval(annotations: Annotations, detections: np.ndarray) -> COCOeval:
 
 def coco_matches(run: COCOeval, objects: int) -> Matches:
     """COCO's own assignment at IoU 0.5 and any size, of `objects` in all."""
-    pictures, areas = len(run.params.imgIds), len(run.params.areaRng)
-    rows, truth, ignored = [], [], []
+    images, areas = len(run.params.imgIds), len(run.params.areaRng)
+    rows, ground_truth, ignored = [], [], []
     found = np.zeros(objects, dtype=bool)
     for place in range(len(run.params.catIds)):
-        for one in run.evalImgs[place * areas * pictures : (place * areas + 1) * pictures]:
+        for one in run.evalImgs[place * areas * images : (place * areas + 1) * images]:
             if one is None:
                 continue
             rows += [key - 1 for key in one["dtIds"]]  # ids of detections and objects begin at 1
-            truth += [int(key) - 1 for key in one["dtMatches"][0]]
+            ground_truth += [int(key) - 1 for key in one["dtMatches"][0]]
             ignored += one["dtIgnore"][0].tolist()
             found[[key - 1 for key, by in zip(one["gtIds"], one["gtMatches"][0], strict=True) if by]] = True
-    return Matches(np.array(rows, int), np.array(truth, int), np.array(ignored, bool), found)
+    return Matches(np.array(rows, int), np.array(ground_truth, int), np.array(ignored, bool), found)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -209,11 +209,11 @@ def _confusion(annotations: Annotations, detections: np.ndarray, errors: TideErr
     table = np.zeros((nothing + 1, nothing + 1), dtype=int)
     taken = annotations.crowd.copy()
     sure = detections[matches.rows, 5] >= score
-    correct = sure & ~matches.ignored & (matches.truth >= 0)
-    for category in annotations.category_ids[matches.truth[correct]]:
+    correct = sure & ~matches.ignored & (matches.ground_truth >= 0)
+    for category in annotations.category_ids[matches.ground_truth[correct]]:
         table[places[category], places[category]] += 1
-    taken[matches.truth[correct]] = True
-    rest = np.flatnonzero(sure & ~matches.ignored & (matches.truth < 0))
+    taken[matches.ground_truth[correct]] = True
+    rest = np.flatnonzero(sure & ~matches.ignored & (matches.ground_truth < 0))
     for number in rest[np.argsort(-detections[matches.rows[rest], 5], kind="stable")]:
         target, detected = errors.confused_with[number], places[int(detections[matches.rows[number], 6])]
         if target >= 0 and not taken[target]:
@@ -226,23 +226,23 @@ def _confusion(annotations: Annotations, detections: np.ndarray, errors: TideErr
     return table
 
 
-def _picture_scores(
+def _image_scores(
     annotations: Annotations, detections: np.ndarray, errors: TideErrors, score: float
-) -> list[PictureScores]:
+) -> list[ImageScores]:
     matches = errors.matches
     chosen = np.flatnonzero(detections[matches.rows, 5] >= score)
     chosen = chosen[np.argsort(-detections[matches.rows[chosen], 5], kind="stable")]
     found = annotations.crowd.copy()
-    found[matches.truth[chosen[~matches.ignored[chosen] & (matches.truth[chosen] >= 0)]]] = True
+    found[matches.ground_truth[chosen[~matches.ignored[chosen] & (matches.ground_truth[chosen] >= 0)]]] = True
     own = {int(key): [] for key in annotations.image_ids}
     for number in chosen:
         own[int(detections[matches.rows[number], 0])].append(number)
-    pictures = []
+    images = []
     for index, key in enumerate(annotations.image_ids):
         numbers = np.array(own[int(key)], dtype=int)
         kinds = tuple(errors.kind(number) for number in numbers)
         objects = found[annotations.objects(index)]
         correct, ignored = kinds.count(""), kinds.count("ignored")
         wrong, missed = len(kinds) - correct - ignored, int((~objects).sum())
-        pictures.append(PictureScores(index, correct, wrong, missed, matches.rows[numbers], kinds, objects))
-    return pictures
+        images.append(ImageScores(index, correct, wrong, missed, matches.rows[numbers], kinds, objects))
+    return images

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from datasets.categories import Categories
-from datasets.checks import Problem, judge, twice
-from datasets.coco_file import Listing, parse
+from datasets.checks import Problem, judge_objects, repeated_rows
+from datasets.coco_file import Listing, parse_coco_file
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Pictures and their objects.
+    """Images and their objects.
 
-    Objects of picture i are rows first[i] to first[i + 1] of the object arrays.
+    Objects of image i are rows first[i] to first[i + 1] of the object arrays.
 
     Attributes:
         file: where it was read from.
@@ -52,38 +52,42 @@ class Annotations:
         return len(self.image_ids)
 
     def name(self, index: int) -> str:
-        """File name of a picture."""
+        """File name of an image."""
         return self.names[index].decode("utf-8", "surrogateescape")
 
     def objects(self, index: int) -> slice:
-        """The rows of a picture's objects."""
+        """The rows of an image's objects."""
         return slice(int(self.first[index]), int(self.first[index + 1]))
 
+    def most_objects(self) -> int:
+        """Of the image with the most."""
+        return int(np.diff(self.first).max(initial=0))
+
     def head(self, count: int) -> "Annotations":
-        """Those of the first pictures only."""
+        """Those of the first images only."""
         objects = slice(0, int(self.first[min(count, len(self))]))
-        pictures = {name: getattr(self, name)[:count] for name in ("image_ids", "names", "sizes")}
+        images = {name: getattr(self, name)[:count] for name in ("image_ids", "names", "sizes")}
         rows = {name: getattr(self, name)[objects] for name in ("boxes", "category_ids", "crowd", "areas", "places")}
-        return replace(self, first=self.first[: count + 1], **pictures, **rows)
+        return replace(self, first=self.first[: count + 1], **images, **rows)
 
 
 def read_annotations(file: Path, convention: str = "auto") -> Annotations:
     """Reads a COCO annotation file; what makes no sense in it is left out and counted.
 
     Args:
-        file: JSON with `images`, `categories` and, unless the pictures are to be detected blindly, `annotations`.
+        file: JSON with `images`, `categories` and, unless the images are to be detected blindly, `annotations`.
         convention: see `Categories.of`.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is no COCO annotation file; the message says why.
     """
-    return usable_annotations(parse(file), convention)
+    return usable_annotations(parse_coco_file(file), convention)
 
 
 def usable_annotations(listing: Listing, convention: str = "auto") -> Annotations:
-    """What can be used of a listing. Raises ValueError where it cannot be told which picture or class is meant."""
+    """What can be used of a listing. Raises ValueError where it cannot be told which image or class is meant."""
     file = listing.file
-    again = listing.image_ids[twice(listing.image_ids)]
+    again = listing.image_ids[repeated_rows(listing.image_ids)]
     if len(again):
         shown = ", ".join(map(str, again[:5]))
         remedy = "ids must be unique; `python -m datasets.validate --fix` keeps the first of each"
@@ -92,7 +96,7 @@ def usable_annotations(listing: Listing, convention: str = "auto") -> Annotation
         categories = Categories.of(listing.categories, convention)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    judgement = judge(listing)
+    judgement = judge_objects(listing)
     kept = judgement.usable.nonzero()[0]
     kept = kept[np.argsort(judgement.rows[kept], kind="stable")]
     return Annotations(

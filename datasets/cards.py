@@ -1,4 +1,4 @@
-"""Pictures for a web page: what is there beside what was detected."""
+"""Images for a web page: what is there beside what was detected."""
 
 import base64
 import io
@@ -8,35 +8,35 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from datasets.analysis import PictureScores
-from datasets.coco import BrokenPictureError, DetectionDataset
+from datasets.analysis import ImageScores
+from datasets.coco import CorruptImageError, DetectionDataset
 from util.reporting.plots import Box, draw_boxes
 
 SHORT_KINDS = {"classification": "cls", "localisation": "loc", "both": "both", "duplicate": "dupe", "background": "bkg"}
 LONGEST = 560
-"""Pixels of a shown picture's longer side."""
+"""Pixels of a shown image's longer side."""
 RIGHT, WRONG = 5, 0
 """Colours of util.reporting.plots.COLOURS."""
 
 
-def picture_card(dataset: DetectionDataset, detections: np.ndarray, scores: PictureScores) -> dict | None:
-    """A picture twice, with its truth and with its detections; None if it cannot be read."""
+def image_card(dataset: DetectionDataset, detections: np.ndarray, scores: ImageScores) -> dict | None:
+    """An image twice, with its ground truth and with its detections; None if it cannot be read."""
     try:
-        picture = dataset.picture(scores.index)
-    except BrokenPictureError:
+        image = dataset.load_image(scores.index)
+    except CorruptImageError:
         return None
     found, names = dataset.annotations, dict(dataset.annotations.categories.used)
-    factor = min(1.0, LONGEST / max(picture.size))
-    small = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.LANCZOS)
+    factor = min(1.0, LONGEST / max(image.size))
+    small = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
 
     def box(xywh: np.ndarray, good: bool, text: str) -> Box:
         x, y, w, h = (float(number) * factor for number in xywh)
         return Box((x, y, x + w, y + h), RIGHT if good else WRONG, text)
 
     rows = found.objects(scores.index)
-    truth = list(zip(found.boxes[rows], found.category_ids[rows], scores.objects_found, strict=True))
+    ground_truth = list(zip(found.boxes[rows], found.category_ids[rows], scores.objects_found, strict=True))
     seen = list(zip(detections[scores.detections], scores.kinds, strict=True))
-    truth_boxes = [box(b, good, names[c] if good else f"missed {names[c]}") for b, c, good in truth]
+    ground_truth_boxes = [box(b, good, names[c] if good else f"missed {names[c]}") for b, c, good in ground_truth]
     seen_boxes = [
         box(
             row[1:5],
@@ -49,8 +49,8 @@ def picture_card(dataset: DetectionDataset, detections: np.ndarray, scores: Pict
     return {
         "name": found.name(scores.index).encode("utf-8", "replace").decode(),
         "scores": scores,
-        "truth": data_uri(draw_boxes(small, truth_boxes)),
-        "truth_alt": f"Truth: {counted(names[c] for _, c, _ in truth)}; {scores.missed} missed",
+        "ground_truth": data_uri(draw_boxes(small, ground_truth_boxes)),
+        "ground_truth_alt": f"Ground truth: {counted(names[c] for _, c, _ in ground_truth)}; {scores.missed} missed",
         "found": data_uri(draw_boxes(small, seen_boxes)),
         "found_alt": f"Detections: {counted(names[int(row[6])] for row, _ in seen)}; {scores.wrong} wrong",
         "kinds": ", ".join(f"{times} {kind}" for kind, times in kinds.most_common()),
@@ -63,8 +63,8 @@ def counted(names: Iterable[str]) -> str:
     return ", ".join(f"{times} {name}" for name, times in Counter(names).most_common()) or "nothing"
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as part of a page."""
+def data_uri(image: Image.Image) -> str:
+    """An image as part of a page."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=75, optimize=True)
+    image.save(buffer, "JPEG", quality=75, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from datasets.coco_file import whole
+from datasets.coco_file import whole_number
 
 COCO = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
@@ -53,7 +53,7 @@ class Categories:
         names = {}
         for place, entry in enumerate(listed):
             try:
-                key = whole(entry["id"])
+                key = whole_number(entry["id"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"categories[{place}] = {entry!r} has no whole number as its 'id'") from error
             if key in names:

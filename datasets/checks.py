@@ -1,4 +1,4 @@
-"""What is wrong with a data set: found without opening a picture, counted, with examples, and what becomes of it."""
+"""What is wrong with a data set: found without opening an image, counted, with examples, and what becomes of it."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ SHOWN = 3
 """How many examples a message names."""
 
 BEYOND = 1.0
-"""Pixels by which a box may reach over its picture's border before that is worth a word: annotators round."""
+"""Pixels by which a box may reach over its image's border before that is worth a word: annotators round."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Judgement:
 
     Attributes:
         usable: (A,) bool.
-        rows: (A,) int64: the picture of each object; 0 where there is none.
+        rows: (A,) int64: the image of each object; 0 where there is none.
         problems: of those that cannot be used.
     """
 
@@ -59,23 +59,23 @@ class Judgement:
     problems: tuple[Problem, ...]
 
 
-def judge(listing: Listing) -> Judgement:
+def judge_objects(listing: Listing) -> Judgement:
     """Says which objects make sense. One that is wrong in several ways counts for the first."""
     order = np.argsort(listing.image_ids, kind="stable")
-    found = np.searchsorted(listing.image_ids, listing.pictures, sorter=order).clip(max=len(order) - 1)
+    found = np.searchsorted(listing.image_ids, listing.images, sorter=order).clip(max=len(order) - 1)
     rows = order[found]
-    known = listing.image_ids[rows] == listing.pictures
+    known = listing.image_ids[rows] == listing.images
     heights, widths = listing.sizes[rows].T
     low, high = listing.boxes[:, :2], listing.boxes[:, :2] + listing.boxes[:, 2:]
     outside = (high <= 0).any(1) | (low[:, 0] >= widths) | (low[:, 1] >= heights)
     flipped = (listing.boxes[:, 2:] < 0).any(1)
     faults = {
-        "objects of a picture that is not listed": ~known,
+        "objects of an image that is not listed": ~known,
         "objects of a category that is not listed": ~np.isin(listing.category_ids, category_ids(listing)),
         "boxes with numbers that are not finite": ~np.isfinite(high).all(1) | ~np.isfinite(listing.areas),
         "reversed boxes (negative width or height; COCO boxes are x, y, width, height)": flipped,
         "boxes without area": (listing.boxes[:, 2:] == 0).any(1),
-        "boxes outside of their picture": outside & (heights > 0) & (widths > 0),
+        "boxes outside of their image": outside & (heights > 0) & (widths > 0),
     }
     usable, problems = np.ones(len(rows), bool), []
     entries = "entries without a usable bbox, image_id or category_id"
@@ -94,16 +94,16 @@ def category_ids(listing: Listing) -> list[int]:
     return [entry["id"] for entry in listing.categories if isinstance(entry, dict) and type(entry.get("id")) is int]
 
 
-def object_name(listing: Listing, row: int, picture: int) -> str:
+def object_name(listing: Listing, row: int, image: int) -> str:
     """How messages call an object."""
-    key, category, image_id = (int(column[row]) for column in (listing.ids, listing.category_ids, listing.pictures))
+    key, category, image_id = (int(column[row]) for column in (listing.ids, listing.category_ids, listing.images))
     own = f"object {key}" if key >= 0 else f"annotations[{listing.places[row]}]"
-    known = listing.image_ids[picture] == image_id
-    place = listing.names[picture].decode(errors="replace") if known else f"image {image_id}"
+    known = listing.image_ids[image] == image_id
+    place = listing.names[image].decode(errors="replace") if known else f"image {image_id}"
     return f"{own} of category {category} on {place}"
 
 
-def twice(values: np.ndarray) -> np.ndarray:
+def repeated_rows(values: np.ndarray) -> np.ndarray:
     """Rows whose value stood in an earlier row already."""
     _, first = np.unique(values, return_index=True)
     again = np.ones(len(values), bool)
@@ -111,7 +111,7 @@ def twice(values: np.ndarray) -> np.ndarray:
     return again.nonzero()[0]
 
 
-def first_of_each(values: list) -> np.ndarray:
+def first_occurrences(values: list) -> np.ndarray:
     """Places of the values that do not stand earlier in the list."""
     found = {}
     for place, value in enumerate(values):
@@ -121,23 +121,23 @@ def first_of_each(values: list) -> np.ndarray:
 
 def check_ids(listing: Listing) -> list[Problem]:
     """Numbers and names that are given twice."""
-    keys, pictures = listing.image_ids, twice(listing.image_ids)
+    keys, images = listing.image_ids, repeated_rows(listing.image_ids)
     own = listing.ids >= 0
-    objects, missing = own.nonzero()[0][twice(listing.ids[own])], (~own).nonzero()[0]
+    objects, missing = own.nonzero()[0][repeated_rows(listing.ids[own])], (~own).nonzero()[0]
     categories = [entry for entry in listing.categories if isinstance(entry, dict)]
     ids, labels = [entry.get("id") for entry in categories], [str(entry.get("name")) for entry in categories]
-    repeated = sorted(set(range(len(ids))) - set(first_of_each(ids)))
-    named = sorted(set(range(len(ids))) - set(first_of_each(labels)) - set(repeated))
+    repeated = sorted(set(range(len(ids))) - set(first_occurrences(ids)))
+    named = sorted(set(range(len(ids))) - set(first_occurrences(labels)) - set(repeated))
 
     def place(row: int) -> str:
         return f"annotations[{listing.places[row]}]"
 
-    def of_picture(row: int) -> str:
+    def of_image(row: int) -> str:
         return f"{keys[row]}: {listing.names[row].decode(errors='replace')}"
 
     refused = "training refuses the file; the first of each is kept here"
     found = [
-        Problem.of("pictures whose id is listed before", pictures, of_picture, refused),
+        Problem.of("images whose id is listed before", images, of_image, refused),
         Problem.of("objects whose id is listed before", objects, lambda row: f"{listing.ids[row]}", "kept"),
         Problem.of("objects without a whole number as id", missing, place, "kept"),
         Problem.of("categories whose id is listed before", repeated, lambda row: f"{ids[row]}: {labels[row]}", refused),
@@ -147,27 +147,27 @@ def check_ids(listing: Listing) -> list[Problem]:
 
 
 def without_repeats(listing: Listing) -> Listing:
-    """The listing with the first of all pictures and categories that share an id."""
-    kept = first_of_each(listing.image_ids.tolist())
+    """The listing with the first of all images and categories that share an id."""
+    kept = first_occurrences(listing.image_ids.tolist())
     categories = listing.categories
     if all(isinstance(entry, dict) for entry in categories):
-        categories = [categories[place] for place in first_of_each([entry.get("id") for entry in categories])]
-    pictures = (column[kept] for column in (listing.image_ids, listing.names, listing.sizes))
-    image_ids, names, sizes = pictures
+        categories = [categories[place] for place in first_occurrences([entry.get("id") for entry in categories])]
+    images = (column[kept] for column in (listing.image_ids, listing.names, listing.sizes))
+    image_ids, names, sizes = images
     return replace(listing, categories=categories, image_ids=image_ids, names=names, sizes=sizes)
 
 
 def check_boxes(found, queries: int | None = None) -> list[Problem]:
-    """What can be said of usable objects, by picture.
+    """What can be said of usable objects, by image.
 
     Args:
         found: datasets.annotations.Annotations.
-        queries: objects that a model can find in a picture; None if that is not known.
+        queries: objects that a model can find in an image; None if that is not known.
     """
     names, sizes, boxes = found.names, found.sizes, found.boxes
 
-    def name(picture: int) -> str:
-        return names[picture].decode(errors="replace")
+    def name(image: int) -> str:
+        return names[image].decode(errors="replace")
 
     counts = np.diff(found.first)
     rows = np.repeat(np.arange(len(names)), counts)
@@ -177,53 +177,53 @@ def check_boxes(found, queries: int | None = None) -> list[Problem]:
     crowded = np.zeros(0, int) if queries is None else (single > queries).nonzero()[0]
     problems = [
         Problem.of(
-            f"boxes that reach over the border of their picture by more than {BEYOND:g} pixel",
+            f"boxes that reach over the border of their image by more than {BEYOND:g} pixel",
             over.nonzero()[0],
             lambda row: f"{boxes[row].tolist()} on {name(rows[row])}",
             "cut in training",
         ),
         Problem.of(
-            "pictures whose height and width are not listed",
+            "images whose height and width are not listed",
             (sizes == 0).any(1).nonzero()[0],
             name,
             "boxes are not compared with them",
         ),
         Problem.of(
-            f"pictures with more objects than the model's {queries} queries",
+            f"images with more objects than the model's {queries} queries",
             crowded,
-            lambda picture: f"{name(picture)} with {single[picture]}",
+            lambda image: f"{name(image)} with {single[image]}",
             "the surplus cannot be found; raise num_queries",
         ),
-        Problem.of("pictures without objects", (counts == 0).nonzero()[0], name, "kept", harmless=True),
+        Problem.of("images without objects", (counts == 0).nonzero()[0], name, "kept", harmless=True),
     ]
     return [problem for problem in problems if problem.count]
 
 
 def check_files(names: np.ndarray, folder: Path) -> tuple[np.ndarray, list[Problem]]:
-    """Looks for every picture's file by listing folders, and opens none.
+    """Looks for every image's file by listing folders, and opens none.
 
     Returns:
-        (I,) bool: which pictures have a file inside the folder; and what is wrong.
+        (I,) bool: which images have a file inside the folder; and what is wrong.
     """
     texts = [os.fsdecode(name) for name in names]
-    inside = np.array([not leads_out(text) for text in texts])
+    inside = np.array([not leaves_folder(text) for text in texts])
     texts = [os.path.normpath(text) for text in texts]
     there = _existing(folder, {os.path.dirname(text) for text, own in zip(texts, inside, strict=True) if own})
     exists = inside & np.array([text in there for text in texts])
 
-    def name(picture: int) -> str:
-        return texts[picture]
+    def name(image: int) -> str:
+        return texts[image]
 
-    effect = "replaced by the next picture in training, without detections in evaluation"
+    effect = "replaced by the next image in training, without detections in evaluation"
     found = [
         Problem.of(f"file names that lead out of {folder}", (~inside).nonzero()[0], name, effect),
-        Problem.of(f"pictures that are not in {folder}", (inside & ~exists).nonzero()[0], name, effect),
-        Problem.of("pictures whose file is listed before", twice(names), name, "kept, as pictures of their own"),
+        Problem.of(f"images that are not in {folder}", (inside & ~exists).nonzero()[0], name, effect),
+        Problem.of("images whose file is listed before", repeated_rows(names), name, "kept, as images of their own"),
     ]
     return exists, [problem for problem in found if problem.count]
 
 
-def leads_out(name: str) -> bool:
+def leaves_folder(name: str) -> bool:
     """Whether a file name could lie outside of the folder that it is relative to."""
     return os.path.isabs(name) or ".." in name.split("/")
 

@@ -1,4 +1,4 @@
-"""Pictures and boxes of one split, ready for a model."""
+"""Images and boxes of one split, ready for a model."""
 
 import io
 import logging
@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import Annotations
-from datasets.checks import leads_out
+from datasets.checks import leaves_folder
 from datasets.transforms import EvalTransform, Sample, TrainTransform
 
 log = logging.getLogger(__name__)
 
 
-class BrokenPictureError(OSError):
-    """A picture that cannot be read; the message names the file and what is wrong with it."""
+class CorruptImageError(OSError):
+    """An image that cannot be read; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many unreadable pictures training bears: the section `data.broken` of a config.
+    """How many unreadable images training bears: the section `data.corrupt` of a config.
 
     Attributes:
         in_a_row: neighbours in the data set, before one that can be read.
@@ -46,13 +46,13 @@ class DetectionDataset(Dataset):
     augmentation, whichever worker makes it and in whatever order.
 
     Args:
-        annotations: what is on the pictures.
-        folder: where the pictures are.
+        annotations: what is on the images.
+        folder: where the images are.
         transform: TrainTransform or EvalTransform.
-        training: an unreadable picture is replaced by the next one; in evaluation it has no sample.
+        training: an unreadable image is replaced by the next one; in evaluation it has no sample.
         seed: of the augmentation.
-        cached: keep the encoded pictures in memory, shared with the workers.
-        limits: to unreadable pictures in training.
+        cached: keep the encoded images in memory, shared with the workers.
+        limits: to unreadable images in training.
     """
 
     def __init__(
@@ -75,50 +75,50 @@ class DetectionDataset(Dataset):
         return len(self.annotations)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | None, dict]:
-        """Picture and target.
+        """Image and target.
 
         Returns:
-            (3, h, w) float, or None for an unreadable picture in evaluation; and a dict with `labels` (T,), `boxes`
-            (T, 4) as cx, cy, w, h in (0, 1), `size`, `orig_size` (h, w), `image_id`, and `broken`: messages about
+            (3, h, w) float, or None for an unreadable image in evaluation; and a dict with `labels` (T,), `boxes`
+            (T, 4) as cx, cy, w, h in (0, 1), `size`, `orig_size` (h, w), `image_id`, and `corrupt`: messages about
             unreadable files. Crowd boxes are not among the objects; they stay in the annotations for evaluation.
 
         Raises:
-            BrokenPictureError: too many unreadable pictures in a row, in training.
+            CorruptImageError: too many unreadable images in a row, in training.
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        broken = []
+        corrupt = []
         for step in range(self.limits.in_a_row):
             chosen = (index + step) % len(self)
             try:
                 image, target = self._load(chosen, np.random.default_rng((self.seed, epoch, index, step)))
-            except BrokenPictureError as error:
-                broken.append(str(error))
+            except CorruptImageError as error:
+                corrupt.append(str(error))
                 if not self.training:
-                    return None, {"image_id": self._image_id(index), "broken": broken}
+                    return None, {"image_id": self._image_id(index), "corrupt": corrupt}
                 continue
-            return image, {**target, "image_id": self._image_id(chosen), "broken": broken}
-        listed = "\n  ".join(broken)
-        remedy = "`python -m datasets.validate` finds all of them; data.broken.in_a_row allows more"
-        raise BrokenPictureError(f"{len(broken)} pictures in a row cannot be read; {remedy}:\n  {listed}")
+            return image, {**target, "image_id": self._image_id(chosen), "corrupt": corrupt}
+        listed = "\n  ".join(corrupt)
+        remedy = "`python -m datasets.validate` finds all of them; data.corrupt.in_a_row allows more"
+        raise CorruptImageError(f"{len(corrupt)} images in a row cannot be read; {remedy}:\n  {listed}")
 
     def _image_id(self, index: int) -> Tensor:
         return torch.tensor(int(self.annotations.image_ids[index]))
 
     def _load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, dict]:
-        image = self.picture(index)
+        image = self.load_image(index)
         rows = self.annotations.objects(index)
         single = ~self.annotations.crowd[rows]
         boxes = self.annotations.boxes[rows][single]
         labels = self.slots[np.searchsorted(self.category_ids, self.annotations.category_ids[rows][single])]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
-        sample = Sample(image, corners, labels).clipped()
+        sample = Sample(image, corners, labels).clip_boxes()
         tensor, target = self.transform(sample, rng).tensors()
         return tensor, {**target, "orig_size": torch.tensor([image.height, image.width])}
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture as RGB, turned as its annotations have it. Raises BrokenPictureError.
+    def load_image(self, index: int) -> Image.Image:
+        """The image as RGB, turned as its annotations have it. Raises CorruptImageError.
 
-        The listed height and width decide: a picture that is stored with them is taken as it is stored, as the papers'
+        The listed height and width decide: an image that is stored with them is taken as it is stored, as the papers'
         code takes all; one that has them only after turning it as its EXIF entry says, is turned.
         """
         path = self.path(index)
@@ -126,25 +126,25 @@ class DetectionDataset(Dataset):
         try:
             image = _decoded(self.cache.read(index) if self.cache else path.read_bytes(), listed)
         except UnidentifiedImageError as error:
-            raise BrokenPictureError(f"{path}: cannot be read: not a picture of a known format") from error
+            raise CorruptImageError(f"{path}: cannot be read: not an image of a known format") from error
         except Exception as error:  # decoders raise whatever comes to their mind on damaged files
-            raise BrokenPictureError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+            raise CorruptImageError(f"{path}: cannot be read: {error or type(error).__name__}") from error
         if image.size != listed and all(listed):
-            raise BrokenPictureError(f"{path}: is {image.size} pixels large, its annotations say {listed}")
+            raise CorruptImageError(f"{path}: is {image.size} pixels large, its annotations say {listed}")
         return image
 
     def path(self, index: int) -> Path:
-        """Where the picture lies. Raises BrokenPictureError when its name leads out of the folder."""
+        """Where the image lies. Raises CorruptImageError when its name leads out of the folder."""
         name = self.annotations.name(index)
-        if leads_out(name):
-            raise BrokenPictureError(f"{self.folder / name}: leads out of the picture folder {self.folder}")
+        if leaves_folder(name):
+            raise CorruptImageError(f"{self.folder / name}: leads out of the image folder {self.folder}")
         return self.folder / name
 
 
 def _decoded(encoded: bytes, listed: tuple[int, int]) -> Image.Image:
-    """A picture of any mode as RGB, turned by its EXIF entry unless it has the listed width and height without."""
+    """An image of any mode as RGB, turned by its EXIF entry unless it has the listed width and height without."""
     if not encoded:
-        raise ValueError("the file is empty, or was not there when the pictures were cached")
+        raise ValueError("the file is empty, or was not there when the images were cached")
     image = Image.open(io.BytesIO(encoded))
     image.load()
     if image.mode == "F":
@@ -164,7 +164,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class _Cache:
-    """All encoded pictures of a data set in one block of shared memory."""
+    """All encoded images of a data set in one block of shared memory."""
 
     def __init__(self, dataset: DetectionDataset):
         sizes = [self._size(dataset, index) for index in range(len(dataset))]
@@ -174,18 +174,18 @@ class _Cache:
             if size:
                 with dataset.path(index).open("rb") as file:
                     file.readinto(self._part(index))
-        log.info("cached %d pictures of %s, %.1f MB", len(sizes), dataset.folder, self.ends[-1] / 1e6)
+        log.info("cached %d images of %s, %.1f MB", len(sizes), dataset.folder, self.ends[-1] / 1e6)
 
     @staticmethod
     def _size(dataset: DetectionDataset, index: int) -> int:
         try:
             return dataset.path(index).stat().st_size
-        except OSError:  # said when the picture is asked for
+        except OSError:  # said when the image is asked for
             return 0
 
     def _part(self, index: int) -> np.ndarray:
         return self.block[self.ends[index] : self.ends[index + 1]].numpy()
 
     def read(self, index: int) -> bytes:
-        """The encoded picture."""
+        """The encoded image."""
         return self._part(index).tobytes()

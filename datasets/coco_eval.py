@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.annotations import Annotations
-from util.processes.distributed import broadcast, gather, is_main
+from util.processes.distributed import broadcast_object, gather_objects, is_main
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in the order in which COCOeval gives them. -1 where there is nothing to find."""
@@ -23,12 +23,12 @@ class Evaluation:
     Attributes:
         numbers: COCO's twelve numbers by name.
         classes: {category name: (AP, AP50)}; -1 where a category has no object.
-        pictures: how many were evaluated.
+        images: how many were evaluated.
     """
 
     numbers: dict[str, float]
     classes: dict[str, tuple[float, float]]
-    pictures: int
+    images: int
 
     def table(self, best: dict[str, float] | None = None) -> str:
         """The numbers and classes as text for people.
@@ -51,7 +51,7 @@ class CocoEvaluator:
     """Collects detections and scores them.
 
     Args:
-        annotations: of the split; all its pictures count, those without a detection too.
+        annotations: of the split; all its images count, those without a detection too.
     """
 
     def __init__(self, annotations: Annotations):
@@ -77,19 +77,19 @@ class CocoEvaluator:
             self.rows.append(rows[rows[:, 6] >= 0])
 
     def detections(self) -> np.ndarray:
-        """(D, 7) from all processes, by picture: image id, x, y, width, height, score, category id."""
-        rows = np.concatenate([np.empty((0, 7)), *(part for parts in gather(self.rows) for part in parts)])
+        """(D, 7) from all processes, by image: image id, x, y, width, height, score, category id."""
+        rows = np.concatenate([np.empty((0, 7)), *(part for parts in gather_objects(self.rows) for part in parts)])
         return rows[np.argsort(rows[:, 0], kind="stable")]
 
     def evaluate(self, detections: np.ndarray) -> Evaluation:
         """Scores the detections of all processes; the main process computes, all receive."""
-        return broadcast(self._score(detections) if is_main() else None)
+        return broadcast_object(self._score(detections) if is_main() else None)
 
     def _score(self, detections: np.ndarray) -> Evaluation:
         COCO, COCOeval = coco_api()
         with contextlib.redirect_stdout(io.StringIO()):
-            truth, found = coco_pair(COCO, self.annotations, detections)
-            run = COCOeval(truth, found, "bbox")
+            ground_truth, found = coco_pair(COCO, self.annotations, detections)
+            run = COCOeval(ground_truth, found, "bbox")
             run.evaluate()
             run.accumulate()
             run.summarize()
@@ -103,23 +103,23 @@ class CocoEvaluator:
 
 
 def coco_pair(COCO: type, annotations: Annotations, detections: np.ndarray) -> tuple:
-    """The truth and the detections (D, 7) as objects of a COCO class, either implementation's."""
-    truth = COCO()
-    truth.dataset = truth_as_coco(annotations)
-    truth.createIndex()
+    """The ground truth and the detections (D, 7) as objects of a COCO class, either implementation's."""
+    ground_truth = COCO()
+    ground_truth.dataset = ground_truth_as_coco(annotations)
+    ground_truth.createIndex()
     if len(detections):
-        return truth, truth.loadRes(as_coco(detections))
+        return ground_truth, ground_truth.loadRes(detections_as_coco(detections))
     found = COCO()  # loadRes cannot load none
-    found.dataset = {**truth.dataset, "annotations": []}
+    found.dataset = {**ground_truth.dataset, "annotations": []}
     found.createIndex()
-    return truth, found
+    return ground_truth, found
 
 
-def truth_as_coco(annotations: Annotations) -> dict:
-    """The truth as the COCO interface wants it. Ids start at 1: it takes 0 for 'not matched'."""
-    pictures = np.repeat(annotations.image_ids, np.diff(annotations.first))
+def ground_truth_as_coco(annotations: Annotations) -> dict:
+    """The ground truth as the COCO interface wants it. Ids start at 1: it takes 0 for 'not matched'."""
+    images = np.repeat(annotations.image_ids, np.diff(annotations.first))
     columns = zip(
-        pictures, annotations.boxes, annotations.category_ids, annotations.areas, annotations.crowd, strict=True
+        images, annotations.boxes, annotations.category_ids, annotations.areas, annotations.crowd, strict=True
     )
     return {
         "info": {},
@@ -128,13 +128,13 @@ def truth_as_coco(annotations: Annotations) -> dict:
         "annotations": [
             {
                 "id": number,
-                "image_id": int(picture),
+                "image_id": int(image),
                 "bbox": box.tolist(),
                 "category_id": int(category),
                 "area": float(area),
                 "iscrowd": int(crowd),
             }
-            for number, (picture, box, category, area, crowd) in enumerate(columns, 1)
+            for number, (image, box, category, area, crowd) in enumerate(columns, 1)
         ],
     }
 
@@ -154,7 +154,7 @@ def _digits(number: float) -> float:
     return round(float(number), 10)
 
 
-def as_coco(detections: np.ndarray) -> list[dict]:
+def detections_as_coco(detections: np.ndarray) -> list[dict]:
     """(D, 7) rows of `CocoEvaluator.detections` as COCO's results format."""
     return [
         {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5].tolist(), "score": float(row[5])}

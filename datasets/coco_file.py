@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-OBJECT, PICTURE = object(), object()
+OBJECT, IMAGE = object(), object()
 """What stands in the parsed lists for entries that were taken into columns."""
 
 
@@ -30,7 +30,7 @@ class Listing:
         names: (I,) file names, as bytes.
         sizes: (I, 2) int32, height and width; 0 where the file does not say.
         places: (A,) int64: which entry of the list `annotations` an object is.
-        ids, pictures, category_ids: (A,) int64: its own id, -1 for none; the id of its picture; of its category.
+        ids, images, category_ids: (A,) int64: its own id, -1 for none; the id of its image; of its category.
         boxes: (A, 4) float64, x, y, width, height in pixels.
         areas: (A,) float64, width * height where the file does not say.
         crowd: (A,) bool.
@@ -44,7 +44,7 @@ class Listing:
     sizes: np.ndarray
     places: np.ndarray
     ids: np.ndarray
-    pictures: np.ndarray
+    image_rows: np.ndarray
     category_ids: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
@@ -53,7 +53,7 @@ class Listing:
 
 
 class _Columns:
-    """Takes pictures and objects out of the parser's hands one by one, so that their dicts never exist all together."""
+    """Takes images and objects out of the parser's hands one by one, so that their dicts never exist all together."""
 
     def __init__(self):
         self.numbers, self.keys, self.usable = array("d"), array("q"), array("b")
@@ -65,7 +65,7 @@ class _Columns:
             self.image_ids.append(entry.get("id"))
             self.names.append(entry["file_name"])
             self.sizes.append((entry.get("height"), entry.get("width")))
-            return PICTURE
+            return IMAGE
         if "image_id" in entry:
             self._take(entry)
             return OBJECT
@@ -76,7 +76,7 @@ class _Columns:
             x, y, w, h = map(float, entry["bbox"])
             area = entry.get("area")
             numbers = (x, y, w, h, w * h if area is None else float(area))
-            keys = (whole(entry["image_id"]), whole(entry["category_id"]), bool(entry.get("iscrowd", 0)))
+            keys = (whole_number(entry["image_id"]), whole_number(entry["category_id"]), bool(entry.get("iscrowd", 0)))
         except (KeyError, TypeError, ValueError, OverflowError):
             numbers, keys = (), ()
         own = entry.get("id")
@@ -85,11 +85,11 @@ class _Columns:
         self.keys.extend(keys and (*keys, own if type(own) is int and abs(own) < 2**63 else -1))
 
 
-def parse(file: Path) -> Listing:
+def parse_coco_file(file: Path) -> Listing:
     """Reads an annotation file.
 
     Args:
-        file: JSON with `images`, `categories` and, unless the pictures are to be detected blindly, `annotations`.
+        file: JSON with `images`, `categories` and, unless the images are to be detected blindly, `annotations`.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is no COCO annotation file; the message says why.
@@ -104,17 +104,17 @@ def parse(file: Path) -> Listing:
         raise ValueError(f"{file}: not a COCO annotation file: it has no list 'images'")
     images, annotations, categories = (content.get(key) or [] for key in ("images", "annotations", "categories"))
     if not images:
-        raise ValueError(f"{file}: lists no pictures")
+        raise ValueError(f"{file}: lists no images")
     for name, entries in (("annotations", annotations), ("categories", categories)):
         if not isinstance(entries, list):
             raise ValueError(f"{file}: '{name}' is a {type(entries).__name__}, not a list")
     for place, entry in enumerate(images):
-        if entry is not PICTURE:
+        if entry is not IMAGE:
             raise ValueError(f"{file}: images[{place}] has no 'file_name'")
     taken = np.fromiter((entry is OBJECT for entry in annotations), bool, len(annotations))
     if len(columns.image_ids) != len(images) or len(columns.usable) != taken.sum():
-        raise ValueError(f"{file}: not a COCO detection file: pictures or objects stand outside of their lists")
-    return Listing(file, categories, *_pictures(file, columns), *_objects(columns, taken))
+        raise ValueError(f"{file}: not a COCO detection file: images or objects stand outside of their lists")
+    return Listing(file, categories, *_images(file, columns), *_objects(columns, taken))
 
 
 def load_json(file: Path, hook: Callable | None = None, shorten: Callable[[mmap.mmap], bytes] | None = None):
@@ -139,13 +139,13 @@ def load_json(file: Path, hook: Callable | None = None, shorten: Callable[[mmap.
         raise ValueError(f"{file}: not a JSON file: {error}") from error
 
 
-def _pictures(file: Path, columns: _Columns) -> tuple[np.ndarray, ...]:
+def _images(file: Path, columns: _Columns) -> tuple[np.ndarray, ...]:
     """image_ids, names, sizes."""
     ids, sizes = [], []
     for place, (key, name, size) in enumerate(zip(columns.image_ids, columns.names, columns.sizes, strict=True)):
         try:
-            ids.append(whole(key))
-            sizes.append([whole(side or 0) for side in size])
+            ids.append(whole_number(key))
+            sizes.append([whole_number(side or 0) for side in size])
             if not isinstance(name, str) or not name or "\0" in name:
                 raise ValueError(f"{name!r} is not a name")
             if not 0 <= min(sizes[-1]) <= max(sizes[-1]) < 2**31:
@@ -158,17 +158,17 @@ def _pictures(file: Path, columns: _Columns) -> tuple[np.ndarray, ...]:
 
 
 def _objects(columns: _Columns, taken: np.ndarray) -> tuple[np.ndarray, ...]:
-    """places, ids, pictures, category_ids, boxes, areas, crowd; unusable."""
+    """places, ids, images, category_ids, boxes, areas, crowd; unusable."""
     usable = np.array(columns.usable, dtype=bool)
     places = taken.nonzero()[0]
     numbers = np.array(columns.numbers).reshape(-1, 5)
-    picture, category, crowd, own = np.array(columns.keys, dtype=np.int64).reshape(-1, 4).T
+    image, category, crowd, own = np.array(columns.keys, dtype=np.int64).reshape(-1, 4).T
     unusable = np.sort(np.concatenate([places[~usable], (~taken).nonzero()[0]]))
     boxes, areas = np.ascontiguousarray(numbers[:, :4]), numbers[:, 4].copy()
-    return places[usable], own.copy(), picture.copy(), category.copy(), boxes, areas, crowd.astype(bool), unusable
+    return places[usable], own.copy(), image.copy(), category.copy(), boxes, areas, crowd.astype(bool), unusable
 
 
-def whole(value) -> int:
+def whole_number(value) -> int:
     """A whole number of 64 bits, also one that is written 3.0."""
     if type(value) is int and -(2**63) <= value < 2**63:
         return value

@@ -1,4 +1,4 @@
-"""Pictures without annotations: files, folders, patterns and videos, as a user names them."""
+"""Images without annotations: files, folders, patterns and videos, as a user names them."""
 
 import glob
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from datasets.coco import BrokenPictureError, to_rgb
+from datasets.coco import CorruptImageError, to_rgb
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 """What is taken of a folder. A file that is named itself may end as it likes."""
@@ -15,13 +15,13 @@ VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in memory.
+class InputImage:
+    """An image in memory.
 
     Attributes:
         path: of its file.
         image: RGB, upright.
-        frame: its number in a video, from 0; None for a picture of its own.
+        frame: its number in a video, from 0; None for an image of its own.
         rate: frames per second of the video.
     """
 
@@ -36,11 +36,11 @@ class Picture:
         return str(self.path) if self.frame is None else f"{self.path}#{self.frame}"
 
 
-def find_pictures(arguments: list[str]) -> list[Path]:
+def find_image_files(arguments: list[str]) -> list[Path]:
     """The files that a command line means, each once.
 
     Args:
-        arguments: files; folders, of which the pictures and videos directly in them are taken; patterns ("a/**/*.jpg").
+        arguments: files; folders, of which the images and videos directly in them are taken; patterns ("a/**/*.jpg").
 
     Returns:
         files, sorted within each argument. What names no file stays in the list: reading it says what is wrong.
@@ -58,16 +58,16 @@ def find_pictures(arguments: list[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_pictures(path: Path) -> Iterator[Picture]:
-    """The picture in a file, or the frames of a video. Raises BrokenPictureError."""
+def read_images(path: Path) -> Iterator[InputImage]:
+    """The image in a file, or the frames of a video. Raises CorruptImageError."""
     if path.is_dir():
-        raise BrokenPictureError(f"{path}: a folder without pictures ({', '.join(sorted(SUFFIXES | VIDEOS))})")
+        raise CorruptImageError(f"{path}: a folder without images ({', '.join(sorted(SUFFIXES | VIDEOS))})")
     if not path.is_file():
-        raise BrokenPictureError(f"{path}: there is no such file")
+        raise CorruptImageError(f"{path}: there is no such file")
     if path.suffix.lower() in VIDEOS:
         yield from _frames(path)
     else:
-        yield Picture(path, _read(path))
+        yield InputImage(path, _read(path))
 
 
 def _read(path: Path) -> Image.Image:
@@ -76,22 +76,22 @@ def _read(path: Path) -> Image.Image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise whatever comes to their mind on damaged files
-        raise BrokenPictureError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+        raise CorruptImageError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 
 
-def _frames(path: Path) -> Iterator[Picture]:
+def _frames(path: Path) -> Iterator[InputImage]:
     try:
         import cv2
     except ImportError as error:
-        raise BrokenPictureError(f"{path}: videos need OpenCV: pip install opencv-python-headless") from error
+        raise CorruptImageError(f"{path}: videos need OpenCV: pip install opencv-python-headless") from error
     video = cv2.VideoCapture(str(path))
     rate = video.get(cv2.CAP_PROP_FPS) or 25.0
     number = 0
     try:
         while (answer := video.read())[0]:
-            yield Picture(path, Image.fromarray(cv2.cvtColor(answer[1], cv2.COLOR_BGR2RGB)), number, rate)
+            yield InputImage(path, Image.fromarray(cv2.cvtColor(answer[1], cv2.COLOR_BGR2RGB)), number, rate)
             number += 1
     finally:
         video.release()
     if number == 0:
-        raise BrokenPictureError(f"{path}: OpenCV finds no frames in it")
+        raise CorruptImageError(f"{path}: OpenCV finds no frames in it")

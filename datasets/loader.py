@@ -11,27 +11,27 @@ from torch.utils.data import DataLoader
 
 from datasets.annotations import read_annotations
 from datasets.checks import Problem, check_boxes, check_files
-from datasets.coco import BrokenPictureError, DetectionDataset, Limits
+from datasets.coco import CorruptImageError, DetectionDataset, Limits
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
-from util.config import ConfigDict, ConfigError, where_of
-from util.config.registry import call
-from util.processes.distributed import in_turn, rank, world_size
+from util.config import ConfigDict, ConfigError, node_location
+from util.config.registry import call_with_config
+from util.processes.distributed import file_lock, rank, world_size
 from util.processes.ending import end_with_parent, kill_workers_at_exit
 from util.processes.preemption import ignore_requests
 from util.tensors.image_batch import ImageBatch
 
 SPLITS = ("train", "val", "test")
 SHOWN = 20
-"""How many broken files an error lists."""
+"""How many corrupt files an error lists."""
 
 LAYOUTS = """expected one of
-  {root}/{images}/            pictures
-  {root}/images/{images}/     pictures
+  {root}/{images}/            images
+  {root}/images/{images}/     images
 and {root}/{annotations}.
 Give the folder with --coco_path, or name your own paths in the config: data.{split}.images, data.{split}.annotations.
-With --coco_path shapes, generated pictures are used."""
+With --coco_path shapes, synthetic shapes are used."""
 
 
 @dataclass(frozen=True)
@@ -39,49 +39,49 @@ class Batch:
     """What a loader yields.
 
     Attributes:
-        images: None when none of the batch's pictures could be read.
-        targets: one dict per picture, see DetectionDataset.
-        broken: messages about files that could not be read.
+        images: None when none of the batch's images could be read.
+        targets: one dict per image, see DetectionDataset.
+        corrupt: messages about files that could not be read.
     """
 
     images: ImageBatch | None
     targets: list[dict]
-    broken: list[str]
+    corrupt: list[str]
 
     @classmethod
     def of(cls, items: list[tuple]) -> "Batch":
         """Collates items of a DetectionDataset."""
-        broken = [message for _, target in items for message in target.pop("broken")]
+        corrupt = [message for _, target in items for message in target.pop("corrupt")]
         items = [item for item in items if item[0] is not None]
         images = ImageBatch.of([image for image, _ in items]) if items else None
-        return cls(images, [target for _, target in items], broken)
+        return cls(images, [target for _, target in items], corrupt)
 
     def to(self, device) -> "Batch":
         """The same batch on another device."""
         images = self.images and self.images.to(device, non_blocking=True)
         targets = [{k: v.to(device, non_blocking=True) for k, v in target.items()} for target in self.targets]
-        return Batch(images, targets, self.broken)
+        return Batch(images, targets, self.corrupt)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; the data loader calls this."""
         images = self.images and self.images.pin_memory()
-        return Batch(images, [{k: v.pin_memory() for k, v in target.items()} for target in self.targets], self.broken)
+        return Batch(images, [{k: v.pin_memory() for k, v in target.items()} for target in self.targets], self.corrupt)
 
 
 class BoundedLoader(DataLoader):
-    """Stops a training in which too many different pictures turn out to be unreadable."""
+    """Stops a training in which too many different images turn out to be unreadable."""
 
     def __init__(self, dataset: DetectionDataset, **options):
-        self.broken = {}
+        self.corrupt = {}
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            self.broken.update(dict.fromkeys(batch.broken))
-            if self.dataset.training and len(self.broken) > self.dataset.limits.files:
-                listed = "\n  ".join(["; the first:", *self.broken][: SHOWN + 1])
-                remedy = "`python -m datasets.validate` finds all of them; data.broken.files allows more"
-                raise BrokenPictureError(f"{len(self.broken)} pictures cannot be read; {remedy}{listed}")
+            self.corrupt.update(dict.fromkeys(batch.corrupt))
+            if self.dataset.training and len(self.corrupt) > self.dataset.limits.files:
+                listed = "\n  ".join(["; the first:", *self.corrupt][: SHOWN + 1])
+                remedy = "`python -m datasets.validate` finds all of them; data.corrupt.files allows more"
+                raise CorruptImageError(f"{len(self.corrupt)} images cannot be read; {remedy}{listed}")
             yield batch
 
 
@@ -93,53 +93,53 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
         seed, cached: see DetectionDataset.
 
     Raises:
-        ConfigError: the folder or the file is not there, holds no usable annotations, or no picture of its own.
+        ConfigError: the folder or the file is not there, holds no usable annotations, or no image of its own.
     """
     data = cfg.data
-    limits = call(Limits, data.get("broken", {}), where=f"{where_of(data)}.broken")
+    limits = call_with_config(Limits, data.get("corrupt", {}), where=f"{node_location(data)}.corrupt")
     if not isinstance(data.root, str):
         raise ConfigError(
-            f"{where_of(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
+            f"{node_location(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
         )
     node, root = data[split], Path(data.root)
     if not isinstance(node, Mapping):
-        where = f"{where_of(data)}.{split}"
+        where = f"{node_location(data)}.{split}"
         raise ConfigError(f"{where}: expected dict(images=FOLDER, annotations=FILE), found {node!r}")
     if data.root == "shapes":
         root = Path("data/shapes")
         root.parent.mkdir(parents=True, exist_ok=True)
-        with in_turn(root):
+        with file_lock(root):
             make_shapes(root)
     images = next((path for path in (root / node.images, root / "images" / node.images) if path.is_dir()), None)
     if images is None:
         layouts = LAYOUTS.format(root=root, images=node.images, annotations=node.annotations, split=split)
-        raise ConfigError(f"{where_of(node)}: no picture folder {root / node.images}; {layouts}")
+        raise ConfigError(f"{node_location(node)}: no image folder {root / node.images}; {layouts}")
     try:
         annotations = read_annotations(root / node.annotations, data.categories)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{where_of(node)}: {error}") from error
+        raise ConfigError(f"{node_location(node)}: {error}") from error
     training = split == "train"
     rules, transform = ("augment", TrainTransform) if training else ("resize", EvalTransform)
-    transform = call(transform, data[rules], where=f"{where_of(data)}.{rules}")
+    transform = call_with_config(transform, data[rules], where=f"{node_location(data)}.{rules}")
     return DetectionDataset(annotations, images, transform, training, seed, cached, limits)
 
 
 def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Problem]:
-    """What is wrong with a data set, as far as can be told without opening a picture.
+    """What is wrong with a data set, as far as can be told without opening an image.
 
     Args:
-        queries: objects that the model can find in a picture; None if that is not known.
+        queries: objects that the model can find in an image; None if that is not known.
 
     Raises:
-        ConfigError: none of the pictures are there, or fewer than training could do with.
+        ConfigError: none of the images are there, or fewer than training could do with.
     """
     found, limit = dataset.annotations, dataset.limits.files
     exists, missing = check_files(found.names, dataset.folder)
     absent = (~exists).nonzero()[0]
     if len(absent) == len(found) or (dataset.training and len(absent) > limit):
         count = "none" if len(absent) == len(found) else f"only {len(found) - len(absent)}"
-        place = f"{count} of its {len(found)} pictures are in {dataset.folder}; missing: {found.name(absent[0])}, ..."
-        remedy = "`python -m datasets.validate --fix` writes a copy without them; data.broken.files allows more"
+        place = f"{count} of its {len(found)} images are in {dataset.folder}; missing: {found.name(absent[0])}, ..."
+        remedy = "`python -m datasets.validate --fix` writes a copy without them; data.corrupt.files allows more"
         raise ConfigError(f"{found.file}: {place} Is it the right folder? {remedy}")
     return [*found.problems, *check_boxes(found, queries), *missing]
 
@@ -148,14 +148,14 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
     """Batches of this process's share of a data set; in training shuffled, without a smaller last one.
 
     Raises:
-        ConfigError: a size that is none, or a process has fewer training pictures than one batch.
+        ConfigError: a size that is none, or a process has fewer training images than one batch.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ConfigError(f"data.batch_size or data.eval_batch_size = {batch_size!r} must be a whole number, 1 or more")
     if dataset.training:
         sampler = TrainSampler(len(dataset), rank(), world_size(), dataset.seed)
         if len(sampler) < batch_size:
-            count = f"{len(dataset)} pictures over {world_size()} processes"
+            count = f"{len(dataset)} images over {world_size()} processes"
             raise ConfigError(
                 f"{dataset.annotations.file}: {count} do not fill one batch of {batch_size}; lower --batch_size"
             )
@@ -182,7 +182,7 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
 
 
 def _prepare_worker(worker: int):
-    """Workers decode one picture each; threads inside them would only get in each other's way.
+    """Workers decode one image each; threads inside them would only get in each other's way.
 
     What they inherit is kept from the garbage collector: it writes into every object, and so would copy all of them.
     A signal to all processes is answered by the training, which needs their images until its step is done.

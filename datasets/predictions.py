@@ -1,4 +1,4 @@
-"""Detections on pictures without annotations, as a COCO file and as drawings."""
+"""Detections on images without annotations, as a COCO file and as drawings."""
 
 import itertools
 import json
@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from datasets.categories import Categories
-from datasets.image_files import Picture
+from datasets.image_files import InputImage
 from util.reporting.plots import Box, draw_boxes
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found on a picture, from the surest to the least sure.
+    """What was found on an image, from the surest to the least sure.
 
     Attributes:
         boxes: (n, 4) x0, y0, x1, y1 in pixels.
@@ -29,14 +29,14 @@ class Found:
 
 
 def draw_found(image: Image.Image, found: Found, categories: Categories) -> Image.Image:
-    """A copy of a picture with boxes, classes and scores on it; the surest on top."""
+    """A copy of an image with boxes, classes and scores on it; the surest on top."""
     rows = zip(found.boxes.tolist(), found.scores, found.slots, strict=True)
     boxes = [Box(tuple(box), int(slot), f"{categories.names[slot]} {score:.2f}") for box, score, slot in rows]
     return draw_boxes(image, boxes[::-1])
 
 
 class Predictions:
-    """Gathers detections and writes them below a folder: predictions.json, and drawn pictures and videos in drawn/.
+    """Gathers detections and writes them below a folder: predictions.json, and drawn images and videos in drawn/.
 
     Args:
         categories: of the classifier.
@@ -50,32 +50,32 @@ class Predictions:
         self.video = self.video_of = None
         (self.drawn or folder).mkdir(parents=True, exist_ok=True)
 
-    def add(self, picture: Picture, found: Found):
-        """Takes one picture."""
-        image = {"id": len(self.images) + 1, "file_name": picture.name}
-        self.images.append(image | {"width": picture.image.width, "height": picture.image.height})
+    def add(self, source: InputImage, found: Found):
+        """Takes one source."""
+        image = {"id": len(self.images) + 1, "file_name": source.name}
+        self.images.append(image | {"width": source.image.width, "height": source.image.height})
         for (x0, y0, x1, y1), score, slot in zip(found.boxes.tolist(), found.scores.tolist(), found.slots, strict=True):
             entry = {"id": len(self.annotations) + 1, "image_id": image["id"]}
             entry["category_id"] = self.categories.ids[slot]
             entry |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0, "score": score}
             self.annotations.append(entry)
         if self.drawn:
-            self._draw(picture, draw_found(picture.image, found, self.categories))
+            self._draw(source, draw_found(source.image, found, self.categories))
 
-    def _draw(self, picture: Picture, drawing: Image.Image):
-        if picture.frame is None:
-            drawing.save(self._free(picture.path, ".jpg"), quality=92)
+    def _draw(self, source: InputImage, drawing: Image.Image):
+        if source.frame is None:
+            drawing.save(self._free(source.path, ".jpg"), quality=92)
             return
         import cv2
 
-        if self.video_of != picture.path:
+        if self.video_of != source.path:
             self._end_video()
-            name, code = str(self._free(picture.path, ".mp4")), cv2.VideoWriter_fourcc(*"mp4v")
-            self.video, self.video_of = cv2.VideoWriter(name, code, picture.rate, drawing.size), picture.path
+            name, code = str(self._free(source.path, ".mp4")), cv2.VideoWriter_fourcc(*"mp4v")
+            self.video, self.video_of = cv2.VideoWriter(name, code, source.rate, drawing.size), source.path
         self.video.write(np.ascontiguousarray(np.asarray(drawing)[:, :, ::-1]))
 
     def _free(self, path: Path, suffix: str) -> Path:
-        """A name that no other picture of this run has."""
+        """A name that no other image of this run has."""
         names = (f"{path.stem}{more}{suffix}" for more in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
         name = next(name for name in names if name not in self.taken)
         self.taken.add(name)

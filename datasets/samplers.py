@@ -1,4 +1,4 @@
-"""Which picture comes when, and to which process."""
+"""Which image comes when, and to which process."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ from torch.utils.data import Sampler
 
 
 class TrainSampler(Sampler):
-    """Every picture once an epoch in random order, equally many for every process.
+    """Every image once an epoch in random order, equally many for every process.
 
-    Yields (index, epoch), which fixes the picture's augmentation too. The order depends on seed and epoch alone.
-    Processes get neighbouring blocks of it; where the pictures do not divide, the first ones come again.
+    Yields (index, epoch), which fixes the image's augmentation too. The order depends on seed and epoch alone.
+    Processes get neighbouring blocks of it; where the images do not divide, the first ones come again.
 
     Args:
         length: of the data set.
@@ -19,13 +19,17 @@ class TrainSampler(Sampler):
 
     Attributes:
         epoch: which order comes next.
-        start: how many of this process's pictures it leaves out at its beginning, in a training that goes on from the
+        start: how many of this process's images it leaves out at its beginning, in a training that goes on from the
             middle of an epoch. The length stays that of a whole epoch.
     """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         self.length, self.rank, self.world_size, self.seed = length, rank, world_size, seed
         self.epoch = self.start = 0
+
+    def start_at(self, epoch: int, images: int = 0):
+        """The next pass is that of an epoch, after so many of this process's images."""
+        self.epoch, self.start = epoch, images
 
     def __len__(self) -> int:
         return -(-self.length // self.world_size)
@@ -38,7 +42,7 @@ class TrainSampler(Sampler):
 
 
 class EvalSampler(Sampler):
-    """Every picture exactly once over all processes, in order; some processes may get one more than others."""
+    """Every image exactly once over all processes, in order; some processes may get one more than others."""
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1):
         self.indices = range(rank, length, world_size)

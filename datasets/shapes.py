@@ -1,10 +1,10 @@
-"""A picture generator: a data set in COCO format for when no data is at hand.
+"""An image generator: a data set in COCO format for when no data is at hand.
 
 usage: python -m datasets.shapes FOLDER [--train N] [--val N] [--seed N]
 
 Shapes of five classes, small to large, overlapping, turned, partly outside, on textured backgrounds with distractors.
 Every class has a typical colour, as fruit and cells have, from which its members stray. The same arguments give the
-same pictures.
+same images.
 """
 
 import argparse
@@ -31,31 +31,29 @@ def make_shapes(root: Path, train: int = 480, val: int = 120, seed: int = 0):
 
     Args:
         root: gets train2017/, val2017/ and annotations/.
-        train, val: how many pictures.
+        train, val: how many images.
         seed: of everything random.
     """
     recipe = {"train": train, "val": val, "seed": seed, "version": 2}
     stamp = root / "recipe.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
         return
-    log.info("generating %d pictures in %s", train + val, root)
+    log.info("generating %d images in %s", train + val, root)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for number, (split, count) in enumerate((("train2017", train), ("val2017", val))):
         shutil.rmtree(root / split, ignore_errors=True)
         (root / split).mkdir()
         content = {
-            "info": {"description": "generated shapes", "recipe": recipe},
+            "info": {"description": "synthetic shapes", "recipe": recipe},
             "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
             "images": [],
             "annotations": [],
         }
         for index in range(count):
-            picture, objects = draw_picture(np.random.default_rng((seed, number, index)))
+            image, objects = draw_image(np.random.default_rng((seed, number, index)))
             name = f"{index + 1:06d}.jpg"
-            picture.save(root / split / name, quality=90)
-            content["images"].append(
-                {"id": index + 1, "file_name": name, "width": picture.width, "height": picture.height}
-            )
+            image.save(root / split / name, quality=90)
+            content["images"].append({"id": index + 1, "file_name": name, "width": image.width, "height": image.height})
             for category, (x, y, w, h) in objects:
                 content["annotations"].append(
                     {
@@ -71,21 +69,21 @@ def make_shapes(root: Path, train: int = 480, val: int = 120, seed: int = 0):
     stamp.write_text(json.dumps(recipe))
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:
-    """A picture of about 200 x 160 pixels and its objects: category id and x, y, width, height of what can be seen."""
+def draw_image(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:
+    """An image of about 200 x 160 pixels and its objects: category id and x, y, width, height of what can be seen."""
     width, height = int(rng.integers(176, 225)), int(rng.integers(136, 185))
-    picture = _background(width, height, rng)
+    image = _background(width, height, rng)
     masks = []
     for _ in range(int(rng.integers(1, 9))):
         kind = int(rng.integers(len(CLASSES)))
         radius = float(np.exp(rng.uniform(np.log(7), np.log(48))))
         mask = _mask(CLASSES[kind], radius, width, height, rng)
-        colour = Image.new("RGB", picture.size, _colour(kind, rng))
+        colour = Image.new("RGB", image.size, _colour(kind, rng))
         shaded = Image.blend(colour, _background(width, height, rng), float(rng.uniform(0.05, 0.35)))
-        picture.paste(shaded, mask=mask)
+        image.paste(shaded, mask=mask)
         solid = np.asarray(mask) > 127
         masks = [(other, seen & ~solid, area) for other, seen, area in masks] + [(kind, solid, int(solid.sum()))]
-    return picture, [(kind + 1, _bounds(seen)) for kind, seen, area in masks if seen.sum() >= max(16, 0.3 * area)]
+    return image, [(kind + 1, _bounds(seen)) for kind, seen, area in masks if seen.sum() >= max(16, 0.3 * area)]
 
 
 def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -111,12 +109,12 @@ def _background(width: int, height: int, rng: np.random.Generator) -> Image.Imag
     tint = rng.uniform(-25, 25, (3, 1)) + rng.uniform(-8, 8, (3, 3))
     layers = np.stack([wave, slope, grain / 128 - 1], -1) @ tint
     pixels = base + layers + rng.normal(0, rng.uniform(1, 8), (height, width, 1))
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 4))):
         ends = [(float(rng.uniform(0, width)), float(rng.uniform(0, height))) for _ in range(2)]
         pen.line(ends, fill=tuple(int(c) for c in rng.integers(0, 256, 3)), width=1)
-    return picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1))))
+    return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1))))
 
 
 def _colour(kind: int, rng: np.random.Generator) -> tuple[int, int, int]:
@@ -126,7 +124,7 @@ def _colour(kind: int, rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _mask(kind: str, radius: float, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """White where the shape is; its centre lies inside the picture."""
+    """White where the shape is; its centre lies inside the image."""
     scale = SMOOTH
     canvas = Image.new("L", (width * scale, height * scale))
     pen = ImageDraw.Draw(canvas)

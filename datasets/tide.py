@@ -30,15 +30,15 @@ class Matches:
     """Which detections found which objects at IoU 0.5, as COCO assigns them.
 
     Attributes:
-        rows: (N,) the detections that count, at most 100 of a class in a picture, as rows of the table of detections:
-            by class, picture, falling score.
-        truth: (N,) the object that each found, as a row of the annotations; -1 for none.
+        rows: (N,) the detections that count, at most 100 of a class in an image, as rows of the table of detections:
+            by class, image, falling score.
+        ground truth: (N,) the object that each found, as a row of the annotations; -1 for none.
         ignored: (N,) bool: neither right nor wrong, in a crowd.
         found: (A,) bool, which objects were found.
     """
 
     rows: np.ndarray
-    truth: np.ndarray
+    ground_truth: np.ndarray
     ignored: np.ndarray
     found: np.ndarray
 
@@ -100,7 +100,7 @@ class TideErrors:
         """
         counted = ~self.matches.ignored
         classes = self.detections[self.matches.rows, 6].astype(int)
-        correct = self.matches.truth >= 0
+        correct = self.matches.ground_truth >= 0
         asked = ~self.annotations.crowd
         if kind == "missed":
             asked = asked & ~self.missed
@@ -144,12 +144,12 @@ def find_errors(annotations: Annotations, detections: np.ndarray, matches: Match
     """
     count = len(matches.rows)
     kinds, targets, confused = (np.full(count, -1) for _ in range(3))
-    wrong = np.flatnonzero((matches.truth < 0) & ~matches.ignored)
-    pictures = detections[matches.rows[wrong], 0]
-    order = np.argsort(pictures, kind="stable")
-    wrong, pictures = wrong[order], pictures[order]
+    wrong = np.flatnonzero((matches.ground_truth < 0) & ~matches.ignored)
+    images = detections[matches.rows[wrong], 0]
+    order = np.argsort(images, kind="stable")
+    wrong, images = wrong[order], images[order]
     for index, key in enumerate(annotations.image_ids):
-        numbers = wrong[slice(*np.searchsorted(pictures, (key, key + 1)))]
+        numbers = wrong[slice(*np.searchsorted(images, (key, key + 1)))]
         if len(numbers):
             found = detections[matches.rows[numbers]]
             kinds[numbers], targets[numbers], confused[numbers] = _judged(annotations, index, found)
@@ -157,7 +157,7 @@ def find_errors(annotations: Annotations, detections: np.ndarray, matches: Match
 
 
 def _judged(annotations: Annotations, index: int, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`kinds`, `targets` and `confused_with` of the false positives of one picture, (n, 7) rows of detections."""
+    """`kinds`, `targets` and `confused_with` of the false positives of one image, (n, 7) rows of detections."""
     objects = annotations.objects(index)
     single = np.flatnonzero(~annotations.crowd[objects]) + objects.start
     if not len(single):

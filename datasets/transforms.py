@@ -13,11 +13,11 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and its objects on the way from the file to the model.
+    """An image and its objects on the way from the file to the model.
 
     Attributes:
         image: RGB.
-        boxes: (T, 4) float32 corners x0, y0, x1, y1 in pixels, inside the picture.
+        boxes: (T, 4) float32 corners x0, y0, x1, y1 in pixels, inside the image.
         labels: (T,) int64.
     """
 
@@ -25,7 +25,7 @@ class Sample:
     boxes: np.ndarray
     labels: np.ndarray
 
-    def resized(self, scale: int, max_size: int | None) -> "Sample":
+    def resize(self, scale: int, max_size: int | None) -> "Sample":
         """The shorter side becomes `scale`, or less where the longer one would pass `max_size`."""
         width, height = self.image.size
         new_width, new_height = resized_shape(width, height, scale, max_size)
@@ -33,31 +33,31 @@ class Sample:
         image = self.image.resize((new_width, new_height), Image.Resampling.BILINEAR)
         return replace(self, image=image, boxes=self.boxes * ratio)
 
-    def cropped(self, left: int, top: int, width: int, height: int) -> "Sample":
-        """A window of the picture, and what is inside it of the boxes."""
+    def crop(self, left: int, top: int, width: int, height: int) -> "Sample":
+        """A window of the image, and what is inside it of the boxes."""
         window = self.image.crop((left, top, left + width, top + height))
-        return replace(self, image=window, boxes=self.boxes - np.float32([left, top] * 2)).clipped()
+        return replace(self, image=window, boxes=self.boxes - np.float32([left, top] * 2)).clip_boxes()
 
-    def clipped(self) -> "Sample":
-        """Boxes cut to the picture; those that are left without area go."""
+    def clip_boxes(self) -> "Sample":
+        """Boxes cut to the image; those that are left without area go."""
         boxes = self.boxes.clip(0, np.float32(self.image.size * 2))
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return replace(self, boxes=boxes[kept], labels=self.labels[kept])
 
-    def mirrored(self) -> "Sample":
+    def hflip(self) -> "Sample":
         """Left and right exchanged."""
         width = self.image.width
         boxes = self.boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1]) + np.float32([width, 0, width, 0])
         return replace(self, image=self.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes=boxes)
 
-    def upended(self) -> "Sample":
+    def vflip(self) -> "Sample":
         """Top and bottom exchanged."""
         height = self.image.height
         boxes = self.boxes[:, [0, 3, 2, 1]] * np.float32([1, -1, 1, -1]) + np.float32([0, height, 0, height])
         return replace(self, image=self.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes=boxes)
 
     def tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The normalised (3, h, w) picture, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w."""
+        """The normalised (3, h, w) image, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w."""
         width, height = self.image.size
         pixels = torch.from_numpy(np.array(self.image)).view(height, 3 * width).float()
         # By rows, in place: a batch has the same order of memory, and rows are long enough for vector instructions.
@@ -100,8 +100,8 @@ class TrainTransform:
     Args:
         scales: lengths of the shorter side to choose from.
         max_size: of the longer side.
-        crop: None, or dict(scales, min_size, max_size): the picture is resized to one of these scales, and a window
-            whose sides are each drawn from min_size to the smaller of max_size and the picture's side is cut out.
+        crop: None, or dict(scales, min_size, max_size): the image is resized to one of these scales, and a window
+            whose sides are each drawn from min_size to the smaller of max_size and the image's side is cut out.
         flip: how often left and right are exchanged.
         flip_vertical: how often top and bottom are; 0 in all papers.
     """
@@ -132,19 +132,19 @@ class TrainTransform:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """One random variant of a sample."""
         if rng.random() < self.flip:
-            sample = sample.mirrored()
+            sample = sample.hflip()
         if rng.random() < self.flip_vertical:
-            sample = sample.upended()
+            sample = sample.vflip()
         if self.crop is not None and rng.random() < 0.5:
-            sample = self._cropped(sample.resized(int(rng.choice(self.crop["scales"])), None), rng)
-        return sample.resized(int(rng.choice(self.scales)), self.max_size)
+            sample = self._random_crop(sample.resize(int(rng.choice(self.crop["scales"])), None), rng)
+        return sample.resize(int(rng.choice(self.scales)), self.max_size)
 
-    def _cropped(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def _random_crop(self, sample: Sample, rng: np.random.Generator) -> Sample:
         low, high = self.crop["min_size"], self.crop["max_size"]
         width, height = (int(rng.integers(low, min(side, high), endpoint=True)) for side in sample.image.size)
         left = int(rng.integers(0, sample.image.width - width, endpoint=True))
         top = int(rng.integers(0, sample.image.height - height, endpoint=True))
-        return sample.cropped(left, top, width, height)
+        return sample.crop(left, top, width, height)
 
 
 class EvalTransform:
@@ -156,4 +156,4 @@ class EvalTransform:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The resized sample; nothing is random."""
-        return sample.resized(self.scale, self.max_size)
+        return sample.resize(self.scale, self.max_size)

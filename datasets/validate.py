@@ -4,7 +4,7 @@
   python -m datasets.validate labels.json --images photos --queries 300 --strict
   python -m datasets.validate COCODIR --fix FIXED                     FIXED/annotations/instances_*.json
 
-Every picture is decoded unless --no_decode is given. Exit status: 0; 1 with --strict when there is a problem; 2 when a
+Every image is decoded unless --no_decode is given. Exit status: 0; 1 with --strict when there is a problem; 2 when a
 file cannot be used at all.
 """
 
@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from datasets.annotations import Annotations, usable_annotations
 from datasets.checks import Problem, check_boxes, check_files, check_ids, without_repeats
-from datasets.coco import BrokenPictureError, DetectionDataset
-from datasets.coco_file import parse
+from datasets.coco import CorruptImageError, DetectionDataset
+from datasets.coco_file import parse_coco_file
 from datasets.repair import write_fixed
 from datasets.transforms import EvalTransform
 
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in one annotation file and its pictures.
+    """What was found in one annotation file and its images.
 
     Attributes:
         annotations: what can be used.
-        listed: pictures and objects that the file lists.
-        usable: (I,) bool: pictures of `annotations` that can be read.
+        listed: images and objects that the file lists.
+        usable: (I,) bool: images of `annotations` that can be read.
         problems: everything that is wrong.
     """
 
@@ -53,11 +53,11 @@ class Report:
 
     def table(self) -> str:
         """For people: a line for every kind of problem, with examples."""
-        pictures, objects = self.listed
+        num_images, objects = self.listed
         found = self.annotations
         lines = [
             f"{found.file}",
-            f"  {pictures} pictures, {int(self.usable.sum())} of them usable; {objects} objects, {len(found.boxes)} of "
+            f"  {num_images} images, {int(self.usable.sum())} of them usable; {objects} objects, {len(found.boxes)} of "
             f"them usable; {len(found.categories.used)} categories",
         ]
         for problem in sorted(self.problems, key=lambda problem: (problem.harmless, -problem.count)):
@@ -68,21 +68,21 @@ class Report:
 
 
 def examine(file: Path, folder: Path, queries: int | None = None, decode: bool = True, workers: int = 2) -> Report:
-    """Checks an annotation file and its pictures.
+    """Checks an annotation file and its images.
 
     Args:
         file: in COCO's format.
-        folder: of the pictures.
-        queries: objects that the model can find in a picture; None if that does not matter.
-        decode: read every picture, not just look for it.
+        folder: of the images.
+        queries: objects that the model can find in an image; None if that does not matter.
+        decode: read every image, not just look for it.
         workers: threads that decode.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file or folder, or it cannot be used at all.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such picture folder; give it with --images")
-    listing = parse(file)
+        raise FileNotFoundError(f"{folder}: there is no such image folder; give it with --images")
+    listing = parse_coco_file(file)
     problems = check_ids(listing)
     found = usable_annotations(without_repeats(listing))
     problems += [*found.problems, *check_boxes(found, queries)]
@@ -93,20 +93,20 @@ def examine(file: Path, folder: Path, queries: int | None = None, decode: bool =
         if len(unreadable):
             usable[unreadable[:, 0].astype(int)] = False
             problems.append(
-                Problem.of("pictures that cannot be read", unreadable, lambda row: row[1], "as if they were missing")
+                Problem.of("images that cannot be read", unreadable, lambda row: row[1], "as if they were missing")
             )
     objects = len(listing.places) + len(listing.unusable)
     return Report(found, (len(listing.image_ids), objects), usable, problems)
 
 
 def _unreadable(found: Annotations, folder: Path, rows: np.ndarray, workers: int) -> Iterator[tuple[int, str]]:
-    """(picture, message) of the pictures that cannot be decoded."""
+    """(image, message) of the images that cannot be decoded."""
     dataset = DetectionDataset(found, folder, EvalTransform(), training=False)
 
     def problem(row: int) -> str | None:
         try:
-            dataset.picture(row)
-        except BrokenPictureError as error:
+            dataset.load_image(row)
+        except CorruptImageError as error:
             return str(error)
         return None
 
@@ -118,7 +118,7 @@ def _unreadable(found: Annotations, folder: Path, rows: np.ndarray, workers: int
 
 
 def splits(path: Path, images: Path | None) -> list[tuple[Path, Path]]:
-    """(annotation file, picture folder) of all that a path names. Raises FileNotFoundError."""
+    """(annotation file, image folder) of all that a path names. Raises FileNotFoundError."""
     if not path.is_dir():
         return [(path, images or path.parent)]
     files = sorted((path / "annotations").glob("instances_*.json"))
@@ -136,9 +136,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="a data root in COCO's layout, or one annotation file")
-    add("--images", type=Path, metavar="DIR", help="folder of the pictures (default: as COCO's layout has it)")
-    add("--queries", type=int, metavar="N", help="num_queries of the model: report pictures with more objects")
-    add("--no_decode", action="store_true", help="look for the pictures' files without reading them")
+    add("--images", type=Path, metavar="DIR", help="folder of the images (default: as COCO's layout has it)")
+    add("--queries", type=int, metavar="N", help="num_queries of the model: report images with more objects")
+    add("--no_decode", action="store_true", help="look for the images' files without reading them")
     add("--strict", action="store_true", help="exit with status 1 when there is a problem")
     add("--fix", type=Path, metavar="OUT", help="write a copy without the problems: a folder, or a file for a file")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads that decode (default: all cores)")

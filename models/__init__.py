@@ -42,8 +42,8 @@ from models.layers.head import DetectionHead
 from models.layers.scoring import ProposalFeatures
 from models.ops.library import OPERATIONS
 from models.registry import PARTS
-from util.config import ConfigDict, ConfigError, find_value, nearest, where_of
-from util.config.registry import call
+from util.config import ConfigDict, ConfigError, find_value, nearest_name, node_location
+from util.config.registry import call_with_config
 from util.measuring.flops import EVERYTHING
 
 __all__ = ["build_criterion", "build_detector", "build_postprocessor"]
@@ -67,7 +67,7 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
     """
     node = cfg.model
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{where_of(cfg)}: model: expected a dict with the parts of a detector, found {node!r}")
+        raise ConfigError(f"{node_location(cfg)}: model: expected a dict with the parts of a detector, found {node!r}")
     whole = "type" in node  # a model that the five stages do not describe
     detector = PARTS.build(node) if whole else _of_five_stages(node)
     chosen = cfg.get("checkpointing", ())
@@ -76,7 +76,9 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
             layer for layer in getattr(detector, stage, nn.Identity()).modules() if isinstance(layer, Recomputable)
         ]
         if not layers:
-            raise ConfigError(f"{where_of(cfg, 'checkpointing')}: '{stage}' has no layers that can be computed anew")
+            raise ConfigError(
+                f"{node_location(cfg, 'checkpointing')}: '{stage}' has no layers that can be computed anew"
+            )
         for layer in layers:
             layer.recompute = True
     # Convolutions are faster so, and their maps become tokens without a copy.
@@ -86,7 +88,7 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
 def _of_five_stages(node: ConfigDict) -> Detector:
     queries = find_value(node, "num_queries")
     if type(queries) is int and queries < 1:
-        raise ConfigError(f"{where_of(node)}: num_queries={queries} must be 1 or more")
+        raise ConfigError(f"{node_location(node)}: num_queries={queries} must be 1 or more")
     taken = PARTS.options()
     # One object for all who ask: Sparse DETR scores its encoder's input and its memory with the same projection.
     shared = {"features": cache(lambda: ProposalFeatures(node.d_model))}
@@ -94,9 +96,11 @@ def _of_five_stages(node: ConfigDict) -> Detector:
         if key in STAGES:
             continue
         if key not in taken:
-            raise ConfigError(f"{where_of(node)}: no part has an option '{key}'; {nearest(key, (*STAGES, *taken))}")
+            raise ConfigError(
+                f"{node_location(node)}: no part has an option '{key}'; {nearest_name(key, (*STAGES, *taken))}"
+            )
         if type(value) is int and value < 1:
-            raise ConfigError(f"{where_of(node)}: {key}={value} must be 1 or more")
+            raise ConfigError(f"{node_location(node)}: {key}={value} must be 1 or more")
         typed = isinstance(value, Mapping) and "type" in value
         shared[key] = _shared_factory(value, shared) if typed else value
     backbone = PARTS.build(node.backbone, **shared)
@@ -120,13 +124,16 @@ def build_criterion(cfg: ConfigDict) -> nn.Module:
         return PARTS.build(node)
     for key in node:
         if key not in CRITERION:
-            raise ConfigError(f"{where_of(node)}: no option '{key}'; {nearest(key, CRITERION)}")
+            raise ConfigError(f"{node_location(node)}: no option '{key}'; {nearest_name(key, CRITERION)}")
         if not isinstance(node[key], Mapping):
-            raise ConfigError(f"{where_of(node)}: {key}: expected a dict, found {node[key]!r}")
+            raise ConfigError(f"{node_location(node)}: {key}: expected a dict, found {node[key]!r}")
     return Criterion(
         matcher=PARTS.build(node.matcher),
         losses={name: PARTS.build(loss) for name, loss in node.losses.items()},
-        supervise={site: call(Supervision, rule, where=where_of(rule)) for site, rule in node.supervise.items()},
+        supervise={
+            site: call_with_config(Supervision, rule, where=node_location(rule))
+            for site, rule in node.supervise.items()
+        },
         terms={name: PARTS.build(term) for name, term in node.get("terms", {}).items()},
         metrics={name: PARTS.build(metric) for name, metric in node.get("metrics", {}).items()},
     )

@@ -10,7 +10,7 @@ class Detector(nn.Module):
     """backbone -> neck -> encoder -> queries -> decoder.
 
     Args:
-        backbone: pictures (B, 3, H, W) -> list of feature maps (B, C_l, H_l, W_l), finest first.
+        backbone: images (B, 3, H, W) -> list of feature maps (B, C_l, H_l, W_l), finest first.
         neck: (maps, ImageBatch) -> TokenSet or Pyramid.
         encoder: memory -> (memory, {site or name: what it wants to be supervised on or looked at}).
         queries: (memory, targets) -> (Queries, the same kind of dict).
@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
         Args:
             images: a batch, or a list of normalised (3, h, w) float tensors of any sizes.
-            targets: per picture `labels` (T,) and `boxes` (T, 4) as cx, cy, w, h in (0, 1). Only denoising reads them,
+            targets: per image `labels` (T,) and `boxes` (T, 4) as cx, cy, w, h in (0, 1). Only denoising reads them,
                 only in training; giving them (or having gradients enabled) also asks for everything that the criterion
                 reads.
         """

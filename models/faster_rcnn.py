@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from models.registry import PARTS
 from util.tensors.box_ops import cxcywh_to_xyxy
-from util.tensors.device import constant
+from util.tensors.device import constant_tensor
 from util.tensors.image_batch import ImageBatch
 
 
@@ -22,7 +22,7 @@ class RegionOutput:
 
     Attributes:
         losses: by name, in training; it computes none otherwise.
-        found: per picture, outside training: `scores` (n,), `labels` (n,), `boxes` (n, 4) as x0, y0, x1, y1 in (0, 1).
+        found: per image, outside training: `scores` (n,), `labels` (n,), `boxes` (n, 4) as x0, y0, x1, y1 in (0, 1).
     """
 
     losses: dict[str, Tensor]
@@ -30,7 +30,7 @@ class RegionOutput:
 
 
 class _AsTheyAre(GeneralizedRCNNTransform):
-    """The data set has resized and normalised the pictures already."""
+    """The data set has resized and normalised the images already."""
 
     def __init__(self):
         super().__init__(min_size=1, max_size=1, image_mean=[], image_std=[])
@@ -61,7 +61,7 @@ class FasterRCNN(nn.Module):
         num_classes: slots of the data's categories; torchvision's background comes on top.
         d_model: channels of the pyramid.
         score_threshold: detections below are dropped.
-        num_select: detections per picture.
+        num_select: detections per image.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class FasterRCNN(nn.Module):
         """Takes what `Detector` takes."""
         batch = images if isinstance(images, ImageBatch) else ImageBatch.of(images)
         images = [image[:, :h, :w] for image, (h, w) in zip(batch.images, batch.sizes, strict=True)]
-        scales = [constant([w, h, w, h], batch.images.device, batch.images.dtype) for h, w in batch.sizes]
+        scales = [constant_tensor([w, h, w, h], batch.images.device, batch.images.dtype) for h, w in batch.sizes]
         if self.training:
             return RegionOutput(self.regions(images, self._wanted(targets, scales)), [])
         found = self.regions(images)
@@ -124,10 +124,10 @@ class OwnDetections:
 
     @torch.no_grad()
     def __call__(self, output: RegionOutput, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Boxes in pixels of pictures of these (B, 2) heights and widths."""
+        """Boxes in pixels of images of these (B, 2) heights and widths."""
         results = []
         for found, (height, width) in zip(output.found, sizes.tolist(), strict=True):
             boxes = found["boxes"]
-            scale = constant([width, height, width, height], boxes.device, boxes.dtype)
+            scale = constant_tensor([width, height, width, height], boxes.device, boxes.dtype)
             results.append({**found, "boxes": boxes * scale})
         return results

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.registry import PARTS
-from models.structures import Pyramid, padding_of
+from models.structures import Pyramid, padding_mask
 from util.tensors.image_batch import ImageBatch
 
 
@@ -37,7 +37,7 @@ class PyramidNeck(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(num_levels, d_model))
 
     def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:
-        """Maps (B, C_l, H_l, W_l), finest first, and the pictures that they were made of -> the pyramid."""
+        """Maps (B, C_l, H_l, W_l), finest first, and the images that they were made of -> the pyramid."""
         levels = [proj(x) for proj, x in zip(self.proj, maps, strict=False)]
         source = maps[-1]
         for proj in self.proj[len(maps) :]:
@@ -46,7 +46,7 @@ class PyramidNeck(nn.Module):
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in levels)
         extents = [batch.extents(*shape) for shape in shapes]
         places = [(extent, shape, source.device) for extent, shape in zip(extents, shapes, strict=True)]
-        pads = [padding_of(*place) for place in places]
+        pads = [padding_mask(*place) for place in places]
         pos = [
             self.position(*place).flatten(2).transpose(1, 2) + embed
             for place, embed in zip(places, self.level_embed, strict=True)
@@ -78,12 +78,12 @@ class SingleMapNeck(nn.Module):
         self.position = position()
 
     def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:
-        """The map (B, C, H, W) and the pictures that it was made of -> the pyramid."""
+        """The map (B, C, H, W) and the images that it was made of -> the pyramid."""
         projected = self.proj(maps[0])
         shape = (projected.shape[-2], projected.shape[-1])
         extents = batch.extents(*shape)
         place = extents, shape, projected.device
-        padding = padding_of(*place)
+        padding = padding_mask(*place)
         return Pyramid(
             tokens=projected.flatten(2).transpose(1, 2),
             pos=self.position(*place).flatten(2).transpose(1, 2),

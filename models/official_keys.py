@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from util.config import ConfigError, nearest
+from util.config import ConfigError, nearest_name
 
 # Second names of the modules that blocks share, in the repositories of CoaT and MPViT.
 SHARED = (
@@ -258,5 +258,5 @@ def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _table(family: str) -> dict[str, str | tuple[str, ...] | None]:
     if family not in FAMILIES:
-        raise ConfigError(f"official_keys = '{family}': there is no such key table; {nearest(family, FAMILIES)}")
+        raise ConfigError(f"official_keys = '{family}': there is no such key table; {nearest_name(family, FAMILIES)}")
     return FAMILIES[family]

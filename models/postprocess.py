@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from models.registry import PARTS
-from models.structures import DetectorOutput
+from models.structures import DetectorOutput, gather_tokens
 from util.tensors.box_ops import cxcywh_to_xyxy
 from util.tensors.device import to_device
 
@@ -18,10 +18,10 @@ def in_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 @PARTS.register
 class SigmoidTopK:
-    """The best (query, class) pairs of each picture; one query may answer with several classes.
+    """The best (query, class) pairs of each image; one query may answer with several classes.
 
     Args:
-        num_select: detections per picture.
+        num_select: detections per image.
         nms_iou: detections of one class whose IoU with a better one is above this are dropped; None keeps all, as DETRs
             do, and so do 0 and less, which turn NMS off in DINO's code.
 
@@ -36,20 +36,20 @@ class SigmoidTopK:
 
     @torch.no_grad()
     def __call__(self, output: DetectorOutput, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Detections of every picture.
+        """Detections of every image.
 
         Args:
             output: from a detector.
-            sizes: (B, 2), height and width of each picture before any resizing.
+            sizes: (B, 2), height and width of each image before any resizing.
 
         Returns:
-            per picture `scores` (n,) from high to low, `labels` (n,), `boxes` (n, 4) as x0, y0, x1, y1 in pixels.
+            per image `scores` (n,) from high to low, `labels` (n,), `boxes` (n, 4) as x0, y0, x1, y1 in pixels.
         """
         scores = output.logits.float().sigmoid().flatten(1)
         scores, index = scores.topk(min(self.num_select, scores.shape[1]), dim=1)
         labels = index % output.logits.shape[-1]
         query = index // output.logits.shape[-1]
-        boxes = in_pixels(output.boxes.gather(1, query[..., None].expand(-1, -1, 4)), sizes)
+        boxes = in_pixels(gather_tokens(output.boxes, query), sizes)
         results = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
         return results if self.nms_iou is None else [self._suppressed(result) for result in results]
 
@@ -64,9 +64,9 @@ class SoftmaxBest:
 
     @torch.no_grad()
     def __call__(self, output: DetectorOutput, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Detections of every picture; arguments and result as in SigmoidTopK."""
+        """Detections of every image; arguments and result as in SigmoidTopK."""
         scores, labels = output.logits.float().softmax(-1)[..., :-1].max(-1)
         scores, order = scores.sort(dim=1, descending=True)
         labels = labels.gather(1, order)
-        boxes = in_pixels(output.boxes.gather(1, order[..., None].expand(-1, -1, 4)), sizes)
+        boxes = in_pixels(gather_tokens(output.boxes, order), sizes)
         return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import build_detector, build_postprocessor
 from models.weights import load_checkpoint
-from util.checkpoints.files import CheckpointError, averaged_weights, read_checkpoint
+from util.checkpoints.files import CheckpointError, ema_weights, read_checkpoint
 from util.config import ConfigDict, load_config, parse_config
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class RestoredDetector:
 def restore_detector(
     checkpoint: str | Path, config: str | Path | None = None, options: Mapping | None = None, device: str = "cpu"
 ) -> RestoredDetector:
-    """Builds the detector that a checkpoint holds and fills it; of weights and their moving average, the average.
+    """Builds the detector that a checkpoint holds and fills it; of weights and their EMA, the average.
 
     Nothing in the checkpoint is executed, its config neither.
 
@@ -61,9 +61,9 @@ def restore_detector(
         remedy = "give the model's with -c, for instance -c config/DINO/dino_4scale_r50.py; docs/models.md lists all"
         raise CheckpointError(f"{source}: holds no config, as the papers' own files do not; {remedy}")
     detector = build_detector(cfg)
-    averaged = averaged_weights(content)
+    averaged = ema_weights(content)
     if averaged is not None:
-        log.info("%s: of its weights and their moving average, the average", source)
+        log.info("%s: of its weights and their EMA, the average", source)
         content = {"model": averaged}
     load_checkpoint(detector, content, cfg.get("official_keys"), source)
     return RestoredDetector(detector.eval().to(device), build_postprocessor(cfg), cfg, categories)

@@ -1,6 +1,6 @@
 """The handful of types that travel between the parts of a detector.
 
-Letters in shapes: B pictures, L levels, S tokens of all levels together, Q queries, C channels, K classes, T targets,
+Letters in shapes: B images, L levels, S tokens of all levels together, Q queries, C channels, K classes, T targets,
 N decoder layers.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.tensors.cache import remembered
-from util.tensors.device import constant
+from util.tensors.cache import cached
+from util.tensors.device import constant_tensor
 
 
 class computed_once:  # noqa: N801 - reads as the decorator that it is
@@ -34,32 +34,37 @@ class computed_once:  # noqa: N801 - reads as the decorator that it is
 Shapes = tuple[tuple[int, int], ...]
 
 
-@remembered
-def padding_of(extents: Shapes, shape: tuple[int, int], device) -> Tensor:
-    """(B, H, W) bool, True outside the (h, w) that each picture covers of a map of this shape."""
-    h, w = constant(extents, device)[:, :, None, None].unbind(1)
+@cached
+def padding_mask(extents: Shapes, shape: tuple[int, int], device) -> Tensor:
+    """(B, H, W) bool, True outside the (h, w) that each image covers of a map of this shape."""
+    h, w = constant_tensor(extents, device)[:, :, None, None].unbind(1)
     y, x = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
     return (y[:, None] >= h) | (x >= w)
 
 
-@remembered
-def first_ranks(counts: tuple[int, ...], size: int, device) -> Tensor:
+@cached
+def first_ranks_mask(counts: tuple[int, ...], size: int, device) -> Tensor:
     """(B, size) bool, True for the first `count` of each row."""
-    return torch.arange(size, device=device) < constant(counts, device)[:, None]
+    return torch.arange(size, device=device) < constant_tensor(counts, device)[:, None]
+
+
+def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of (B, S, C) by (B, Q) -> (B, Q, C)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _sizes(extents: tuple[Shapes, ...], device) -> Tensor:
     """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
     sizes = [[(w, h) for h, w in levels] for levels in extents]
-    return constant(sizes, device, torch.float32)
+    return constant_tensor(sizes, device, torch.float32)
 
 
-@remembered
+@cached
 def _map_sizes(shapes: Shapes, device) -> Tensor:
-    return constant([(w, h) for h, w in shapes], device, torch.float32)
+    return constant_tensor([(w, h) for h, w in shapes], device, torch.float32)
 
 
-@remembered
+@cached
 def _ratios(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
     return _sizes(extents, device) / _map_sizes(shapes, device)
 
@@ -69,7 +74,7 @@ def _per_token(per_level: Tensor, shapes: Shapes) -> Tensor:
     return torch.cat([per_level[:, i : i + 1].expand(-1, h * w, -1) for i, (h, w) in enumerate(shapes)], 1)
 
 
-@remembered
+@cached
 def _centers(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
     maps = []
     for h, w in shapes:
@@ -79,18 +84,18 @@ def _centers(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
     return torch.cat(maps) / _per_token(_sizes(extents, device), shapes)
 
 
-@remembered
+@cached
 def _centers_on_levels(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
     return _centers(shapes, extents, device)[:, :, None] * _ratios(shapes, extents, device)[:, None]
 
 
-@remembered
+@cached
 def _anchors(shapes: Shapes, extents: tuple[Shapes, ...], device) -> tuple[Tensor, Tensor]:
-    sizes = constant([0.05 * 2.0**level for level in range(len(shapes))], device, torch.float32)
+    sizes = constant_tensor([0.05 * 2.0**level for level in range(len(shapes))], device, torch.float32)
     sizes = _per_token(sizes[None, :, None].expand(len(extents), -1, 2), shapes)
     boxes = torch.cat([_centers(shapes, extents, device), sizes], -1)
     levels = zip(zip(*extents, strict=True), shapes, strict=True)
-    padding = torch.cat([padding_of(extent, shape, device).flatten(1) for extent, shape in levels], 1)
+    padding = torch.cat([padding_mask(extent, shape, device).flatten(1) for extent, shape in levels], 1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~padding
     logits = torch.log(boxes / (1 - boxes))
     return logits.masked_fill(~usable[..., None], float("inf")), usable
@@ -98,12 +103,12 @@ def _anchors(shapes: Shapes, extents: tuple[Shapes, ...], device) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class TokenSet:
-    """What a transformer part reads: one sequence of tokens per picture.
+    """What a transformer part reads: one sequence of tokens per image.
 
     Attributes:
         tokens: (B, S, C).
         pos: (B, S, C), the position encoding of every token; never part of `tokens`.
-        padding: (B, S) bool, True where the token lies outside its picture.
+        padding: (B, S) bool, True where the token lies outside its image.
     """
 
     tokens: Tensor
@@ -121,7 +126,7 @@ class Pyramid(TokenSet):
 
     Attributes:
         shapes: ((H, W), ...) of the padded maps; S is the sum of H * W.
-        extents: per picture and level (h, w), the part of the map that is not padding. Plain numbers, like the shapes:
+        extents: per image and level (h, w), the part of the map that is not padding. Plain numbers, like the shapes:
             whatever follows from them is known without asking the device.
     """
 
@@ -139,7 +144,7 @@ class Pyramid(TokenSet):
         return _ratios(self.shapes, self.extents, self.tokens.device)
 
     def centers(self) -> Tensor:
-        """(B, S, 2): x, y of every token's centre, relative to its picture's unpadded part of its own level."""
+        """(B, S, 2): x, y of every token's centre, relative to its image's unpadded part of its own level."""
         return _centers(self.shapes, self.extents, self.tokens.device)
 
     def centers_on_levels(self) -> Tensor:
@@ -157,7 +162,7 @@ class Pyramid(TokenSet):
         return _anchors(self.shapes, self.extents, self.tokens.device)
 
     def on_levels(self, reference: Tensor) -> Tensor:
-        """(B, Q, 2 or 4) points or boxes relative to the picture -> (B, Q, L, 2 or 4), relative to each padded map."""
+        """(B, Q, 2 or 4) points or boxes relative to the image -> (B, Q, L, 2 or 4), relative to each padded map."""
         ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
         return reference[:, :, None] * ratios[:, None]
 
@@ -204,11 +209,11 @@ class Queries:
         return _mask_of_groups(self.groups, self.content.device)
 
 
-@remembered
+@cached
 def _mask_of_groups(groups: tuple[QueryGroup, ...], device) -> Tensor:
     owner = np.repeat(np.arange(len(groups)), [group.size for group in groups])
     private = np.array([group.private for group in groups])[owner]
-    return constant(private & (owner[:, None] != owner), device)
+    return constant_tensor(private & (owner[:, None] != owner), device)
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ class TokenSelection:
     Attributes:
         scores: (B, S) logits; padding has the lowest score of the batch.
         chosen: (B, K) indices of the best tokens, best first; K is the largest of `counts`.
-        counts: how many of them each picture keeps. Plain numbers.
+        counts: how many of them each image keeps. Plain numbers.
         shapes: ((H, W), ...) of the padded maps.
         padding: (B, S) bool.
     """
@@ -260,8 +265,8 @@ class TokenSelection:
 
     @computed_once
     def kept(self) -> Tensor:
-        """(B, K) bool: the ranks that are a picture's own, as opposed to those that only fill its row up."""
-        return first_ranks(self.counts, self.chosen.shape[1], self.chosen.device)
+        """(B, K) bool: the ranks that are an image's own, as opposed to those that only fill its row up."""
+        return first_ranks_mask(self.counts, self.chosen.shape[1], self.chosen.device)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,21 @@
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from models.official_keys import convert_official, convert_scrl, huggingface_family
-from util.checkpoints.files import CheckpointError, describe, load_strictly, load_what_fits, read_by_all, weights_of
+from util.checkpoints.files import (
+    CheckpointError,
+    ema_weights,
+    format_key_problems,
+    load_matching_weights,
+    load_strictly,
+    model_weights,
+    read_checkpoint_in_all_processes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +25,7 @@ SHOWN = 8
 """How many names of weights a message lists of a kind."""
 
 FEW, LARGE = 5_000, 20_000_000
-"""Pictures and parameters: training more parameters on fewer pictures needs pretrained weights."""
+"""Images and parameters: training more parameters on fewer images needs pretrained weights."""
 
 
 def our_names(detector: nn.Module, weights: dict[str, Tensor], family: str | None, source: str) -> dict[str, Tensor]:
@@ -53,7 +62,7 @@ def load_checkpoint(detector: nn.Module, content: dict, family: str | None, sour
         CheckpointError: lists missing, unexpected and mis-shaped keys together; or the checkpoint holds several tensors
             where the detector shares one, and would fit by its shapes alone.
     """
-    weights = our_names(detector, weights_of(content), family, source)
+    weights = our_names(detector, model_weights(content), family, source)
     shared = _contradicted(detector, weights)
     if shared:
         remedy = "a checkpoint of iterative refinement needs a config with decoder.share_head=False, refine='iterative'"
@@ -61,6 +70,52 @@ def load_checkpoint(detector: nn.Module, content: dict, family: str | None, sour
             f"{source}: {' and '.join(shared)} differ there and are one tensor of this model; {remedy}"
         )
     load_strictly(detector, weights, source)
+
+
+def load_initial_weights(
+    detector: nn.Module,
+    content: dict | None,
+    source: str,
+    family: str | None,
+    pretrained: str | None,
+    ignored: list[str],
+    categories: dict,
+    num_images: int,
+):
+    """Gives a training the weights it starts from: of the checkpoint that it goes on from, of the one to fine-tune, or
+    of the backbone that the config names. In all processes together.
+
+    Args:
+        content, source: the checkpoint to go on from, or None.
+        family: as in `our_names`.
+        pretrained: a file or a URL, or None.
+        ignored, categories: as in `load_for_finetuning`.
+        num_images: that there are to learn from.
+    """
+    if content is not None:
+        load_checkpoint(detector, content, family, source)
+    elif pretrained:
+        load_for_finetuning(detector, pretrained, family, ignored, categories)
+    else:
+        load_pretrained_backbone(detector)
+        warn_of_scratch(detector, num_images)
+
+
+def load_trained_weights(detector: nn.Module, content: dict, family: str | None, source: str) -> Iterator[str]:
+    """Fills a detector with a checkpoint's weights, "regular", and then with their EMA, "ema", if there is one.
+
+    Args:
+        content, family, source: as in `load_checkpoint`.
+
+    Yields:
+        which of them the detector holds now.
+    """
+    load_checkpoint(detector, content, family, source)
+    yield "regular"
+    averaged = ema_weights(content)
+    if averaged is not None:
+        load_strictly(detector, averaged, source)
+        yield "ema"
 
 
 def _contradicted(detector: nn.Module, weights: dict[str, Tensor]) -> tuple[str, str] | None:
@@ -87,17 +142,19 @@ def load_for_finetuning(
     Raises:
         CheckpointError: nothing fits.
     """
-    content = read_by_all(source)
-    weights = weights_of(content)
+    content = read_checkpoint_in_all_processes(source)
+    weights = model_weights(content)
     kept = {key: value for key, value in weights.items() if not any(name in key for name in ignored)}
     named = our_names(detector, kept, family, source)
-    problems = load_what_fits(detector, named, ignored)
+    problems = load_matching_weights(detector, named, ignored)
     problems["ignored"] += [key for key in weights if key not in kept]
     problems["missing"] = [key for key in problems["missing"] if key not in problems["ignored"]]
     fresh = {key.split(" ")[0] for key in problems["mis-shaped"]} | set(problems["missing"]) | set(problems["ignored"])
     loaded = [key for key in detector.state_dict() if key in named and key not in fresh]
     if not loaded:
-        raise CheckpointError(f"{source}: none of its {len(weights)} weights fit this model:\n{describe(problems)}")
+        raise CheckpointError(
+            f"{source}: none of its {len(weights)} weights fit this model:\n{format_key_problems(problems)}"
+        )
     log.info("%s:\n%s", source, _table(detector, loaded, problems))
     theirs = content.get("categories")
     if categories and theirs and theirs != categories and any("class_embed" in key for key in loaded):
@@ -132,15 +189,15 @@ def _table(detector: nn.Module, loaded: list[str], problems: dict[str, list[str]
     return "\n".join(lines)
 
 
-def warn_of_scratch(detector: nn.Module, pictures: int):
-    """Says so when a large model is trained on few pictures without any pretrained weights: that has never worked."""
+def warn_of_scratch(detector: nn.Module, images: int):
+    """Says so when a large model is trained on few images without any pretrained weights: that has never worked."""
     size = sum(p.numel() for p in detector.parameters())
-    if detector.backbone.pretrained_source() is None and pictures < FEW and size > LARGE:
+    if detector.backbone.pretrained_source() is None and images < FEW and size > LARGE:
         log.warning(
-            "%.0f M parameters are trained from scratch on %d pictures, which will not find much: give "
+            "%.0f M parameters are trained from scratch on %d images, which will not find much: give "
             "--pretrain_model_path, name weights in model.backbone.pretrained, or take a model of config/small",
             size / 1e6,
-            pictures,
+            images,
         )
 
 
@@ -157,11 +214,11 @@ def load_pretrained_backbone(detector: nn.Module):
     if source is None:
         return
     try:
-        content = read_by_all(source)
+        content = read_checkpoint_in_all_processes(source)
         if "online_network_state_dict" in content:
-            weights = convert_scrl(weights_of({"model": content["online_network_state_dict"]}))
+            weights = convert_scrl(model_weights({"model": content["online_network_state_dict"]}))
         else:
-            weights = weights_of(content)
+            weights = model_weights(content)
         detector.backbone.load_pretrained(weights)
     except (CheckpointError, RuntimeError) as error:
         hint = "--options model.backbone.pretrained=none trains without"

@@ -49,17 +49,17 @@ def filled(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def picture(height: int, width: int, phase: float = 0.0) -> Tensor:
+def make_image(height: int, width: int, phase: float = 0.0) -> Tensor:
     """The (3, height, width) input of the recordings: smooth waves."""
     y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     waves = [np.sin(x / (7.0 + c) + phase) + np.cos(y / (11.0 - c) + 0.5 * phase + x / 31.0) for c in range(3)]
     return torch.from_numpy(np.stack(waves).astype(np.float32))
 
 
-def objects(pictures: int, num_labels: int) -> list[dict[str, Tensor]]:
-    """The targets of the recordings: 3, 4, ... objects per picture."""
+def objects(num_images: int, num_labels: int) -> list[dict[str, Tensor]]:
+    """The targets of the recordings: 3, 4, ... objects per image."""
     targets = []
-    for i in range(pictures):
+    for i in range(num_images):
         k = np.arange(3 + i, dtype=np.float64) + 1 + 7 * i
         centre = [0.5 + 0.3 * np.sin(k * 1.7), 0.5 + 0.3 * np.cos(k * 2.3)]
         size = [0.15 + 0.1 * np.abs(np.sin(k * 0.9)), 0.12 + 0.12 * np.abs(np.cos(k * 1.1))]
@@ -111,8 +111,8 @@ class Recording:
         return detector
 
     def images(self, sizes: str = "sizes") -> list[Tensor]:
-        """The input pictures."""
-        return [picture(h, w, float(i)) for i, (h, w) in enumerate(self.spec[sizes])]
+        """The input images."""
+        return [make_image(h, w, float(i)) for i, (h, w) in enumerate(self.spec[sizes])]
 
     def targets(self, sizes: str = "sizes") -> list[dict[str, Tensor]]:
         """The objects that the losses were computed for."""

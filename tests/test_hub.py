@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hubconf
-from tests.golden import Recording, picture
+from tests.golden import Recording, make_image
 from util.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def test_a_model_with_weights_and_its_postprocessing(tmp_path):
     key = "encoder.layers.0.linear1.weight"
     assert torch.equal(detector.state_dict()[key], weights[f"transformer.{key}"])
     with torch.inference_mode():
-        output = detector.eval()([picture(64, 96)])
+        output = detector.eval()([make_image(64, 96)])
     (found,) = postprocess(output, torch.tensor([[64, 96]]))
     assert found["boxes"].shape == (100, 4)
 

@@ -14,7 +14,7 @@ from datasets.samplers import EvalSampler, TrainSampler
 from datasets.transforms import Sample, TrainTransform
 from models.criteria.hungarian_matcher import HungarianMatcher, Targets
 from models.structures import Detections
-from util.config import ConfigError, dump_config, load_config, merge, parse_value
+from util.config import ConfigError, dump_config, load_config, merge_configs, parse_value
 from util.tensors.box_ops import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 
 # ------------------------------------------------------------------------------------------------------------ configs
@@ -41,22 +41,22 @@ trees = st.dictionaries(st.sampled_from("abc"), plain, max_size=3)
 
 @given(trees, trees)
 def test_merging_twice_is_merging_once(base, child):
-    merged = merge(base, child)
-    assert merge(merged, child) == merged
-    assert merge(merged, {}) == merge({}, merged) == merged
+    merged = merge_configs(base, child)
+    assert merge_configs(merged, child) == merged
+    assert merge_configs(merged, {}) == merge_configs({}, merged) == merged
     assert list(merged) == [*base, *(key for key in child if key not in base)]
 
 
 @given(sections, sections, sections)
 def test_bases_may_be_merged_in_any_grouping(a, b, c):
-    assert merge(merge(a, b), c) == merge(a, merge(b, c))
+    assert merge_configs(merge_configs(a, b), c) == merge_configs(a, merge_configs(b, c))
 
 
 @given(sections, sections, st.sampled_from(["X", "Y"]))
 def test_another_type_replaces_and_the_same_one_merges(base, child, kind):
     base, child = {"type": "X", **base}, {"type": kind, **child}
-    merged = merge({"part": base}, {"part": child})["part"]
-    assert merged == (merge(base, child) if kind == "X" else child)
+    merged = merge_configs({"part": base}, {"part": child})["part"]
+    assert merged == (merge_configs(base, child) if kind == "X" else child)
     assert set(merged) == (set(base) | set(child) if kind == "X" else set(child))
 
 
@@ -128,14 +128,14 @@ def areas(sample):
 @settings(max_examples=50)
 def test_boxes_stay_inside_and_keep_their_order(boxes, scale, window):
     sample = sample_of(boxes)
-    for flip in (Sample.mirrored, Sample.upended):
+    for flip in (Sample.hflip, Sample.vflip):
         np.testing.assert_allclose(areas(flip(sample)), areas(sample))
         np.testing.assert_array_equal(flip(flip(sample)).boxes, sample.boxes)
-    np.testing.assert_array_equal(sample.mirrored().upended().boxes, sample.upended().mirrored().boxes)
-    resized = sample.resized(scale, None)
+    np.testing.assert_array_equal(sample.hflip().vflip().boxes, sample.vflip().mirrored().boxes)
+    resized = sample.resize(scale, None)
     np.testing.assert_allclose(areas(resized), areas(sample) * (scale / 130) ** 2, rtol=1e-4)
     left, top, width, height = window
-    cropped = sample.cropped(left, top, width, height)
+    cropped = sample.crop(left, top, width, height)
     assert cropped.image.size == (width, height)
     assert ((cropped.boxes >= 0) & (cropped.boxes <= np.float32([width, height] * 2))).all()
     assert (areas(cropped) > 0).all()

@@ -11,7 +11,7 @@ import torch
 
 from models import build_criterion, build_detector
 from models.registry import PARTS
-from tests.golden import objects, picture
+from tests.golden import make_image, objects
 from tests.tiny import shrunk
 from tools.dev.config_reference import FILE, reference
 from tools.dev.gpu.stages import STAGES, TOTAL
@@ -40,7 +40,7 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
     cfg = shrunk(tmp_path / "mine/mine_r50.py")
     assert cfg.model.encoder.type == "MyEncoder"
     targets = objects(1, 5)
-    losses, _ = build_criterion(cfg)(build_detector(cfg)([picture(64, 96)]), targets)
+    losses, _ = build_criterion(cfg)(build_detector(cfg)([make_image(64, 96)]), targets)
     total = sum(losses.values())
     total.backward()
     assert torch.isfinite(total)

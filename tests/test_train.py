@@ -25,7 +25,7 @@ from util.cli.arguments import parse_arguments
 from util.config import load_config
 from util.processes.preemption import PreemptedError
 from util.tensors.precision import Precision
-from util.training.optimizer import build_schedule, moving_average
+from util.training.optimizer import build_ema, build_schedule
 from util.training.state import TrainingState
 from util.training.stepper import TrainingDivergedError
 
@@ -35,7 +35,7 @@ CONFIG = "config/small/lite_dino_r18_shapes.py"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Eight training and four other generated pictures."""
+    """Eight training and four other synthetic shapes."""
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=8, val=4)
     return root
@@ -85,8 +85,8 @@ def test_training_leaves_everything_behind(trained, config):
     names = {path.name for path in trained.iterdir()}
     kept = {"checkpoint.pth", "checkpoint0001.pth", "checkpoint_best_regular.pth", "checkpoint_best_ema.pth"}
     assert kept | {"config.py", "info.txt", "log.txt", "vis"} <= names
-    for picture in ("detections.png", "curves.png"):
-        assert np.asarray(Image.open(trained / "vis" / picture)).std() > 1
+    for image in ("detections.png", "curves.png"):
+        assert np.asarray(Image.open(trained / "vis" / image)).std() > 1
     first, last = entries(trained)
     assert (first["epoch"], last["epoch"]) == (0, 1)
     assert {"train_loss", "train_loss_ce_dn_0", "train_grad_norm", "test_loss", "test_AP", "ema_test_AP"} <= set(last)
@@ -126,7 +126,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(trained, config, data, t
     assert [entry["epoch"] for entry in entries(tmp_path)] == [0, 1]
 
 
-def test_detecting_without_truth(trained, data, tmp_path):
+def test_detecting_without_ground_truth(trained, data, tmp_path):
     options = ["--options", "data.test.images=val2017", "data.test.annotations=annotations/instances_val2017.json"]
     arguments = command(trained / "config.py", data, tmp_path, "--test", "--resume", str(trained / "checkpoint.pth"))
     assert run(*arguments, *options) == 0
@@ -137,7 +137,7 @@ def test_measuring(config, data, tmp_path):
     assert run(*command(config, data, tmp_path, "--benchmark", "--benchmark_train", "--benchmark_only")) == 0
     measured = json.loads((tmp_path / "benchmark.json").read_text())
     assert measured["gmacs"] == pytest.approx(sum(measured["gmacs_by_part"].values()))
-    assert measured["batches"]["1"]["pictures_per_second"] > 0
+    assert measured["batches"]["1"]["images_per_second"] > 0
     assert measured["batches"]["4"]["peak_mb"] > measured["batches"]["1"]["peak_mb"] > 0
     assert measured["training"]["peak_mb"] > measured["batches"]["1"]["peak_mb"]
     assert list(measured["training"]["parts_ms"]) == ["forward", "loss", "backward", "optimiser"]
@@ -171,7 +171,7 @@ def test_accumulation_and_half_precision(config, data, tmp_path, amp):
     [
         (["--options", "model.encoder.num_layer=3"], r"did you mean 'num_layers'"),
         (["--options", "training.clipnorm=1"], r"no 'clipnorm' for option"),
-        (["--coco_path", "absent"], r"no picture folder absent"),
+        (["--coco_path", "absent"], r"no image folder absent"),
         (["--resume", "absent.pth"], r"absent.pth: there is no such checkpoint"),
         (["--eval"], r"--eval: no checkpoint in .*--resume"),
         (["--pretrain_model_path", "absent.pth"], r"there is no such checkpoint"),
@@ -192,16 +192,16 @@ def test_a_checkpoint_of_another_model_is_refused(trained, config, data, tmp_pat
     assert "missing" in said
 
 
-def test_broken_pictures_are_counted_and_training_goes_on(config, tmp_path, capsys):
+def test_corrupt_images_are_counted_and_training_goes_on(config, tmp_path, capsys):
     make_shapes(tmp_path / "data", train=4, val=2)
     (tmp_path / "data/train2017/000002.jpg").write_bytes(b"broken")
     (tmp_path / "data/val2017/000001.jpg").unlink()
     assert run(*command(config, tmp_path / "data", tmp_path / "out"), "--options", "schedule.epochs=1") == 0
     (entry,) = entries(tmp_path / "out")
-    assert entry["train_broken"] == 1
-    assert entry["test_broken"] == 1
+    assert entry["train_corrupt_images"] == 1
+    assert entry["test_corrupt_images"] == 1
     said = capsys.readouterr().out
-    assert "skipped a picture" in said
+    assert "skipped an image" in said
     assert "000002.jpg: cannot be read" in said
 
 
@@ -242,7 +242,7 @@ def batches(count):
 
     facts = {"image_id": torch.tensor(7), "orig_size": torch.tensor([64, 64])}
     items = [(torch.randn(3, 64, 64), {**target, **facts}) for target in objects(2, 5)]
-    return [Batch.of([(image, {**target, "broken": []}) for image, target in items]) for _ in range(count)]
+    return [Batch.of([(image, {**target, "corrupt": []}) for image, target in items]) for _ in range(count)]
 
 
 def one_epoch(criterion, steps, model, cfg, **more):
@@ -261,7 +261,7 @@ def test_steps_that_are_not_finite_are_thrown_away(caplog):
     assert means["skipped"] == 1
     assert np.isfinite(means["loss"])
     assert "step 2 is skipped: not finite: loss, loss_ce; no module: the forward is finite" in caplog.text
-    assert "pictures: 7, 7" in caplog.text
+    assert "images: 7, 7" in caplog.text
     assert all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(TrainingDivergedError, match="10 steps in a row"):
         one_epoch(Diverging(build_criterion(cfg), lambda call: True), 12, model, cfg)
@@ -354,17 +354,17 @@ def test_a_cycle_of_any_number_of_steps(epochs):
                 assert rate == other.param_groups[0]["lr"]
 
 
-def test_moving_average_counts_tied_weights_once():
+def test_build_ema_counts_tied_weights_once():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[1] = model[0]
-    average = moving_average(model, decay=0.9, warmup=False)
+    average = build_ema(model, decay=0.9, warmup=False)
     average.update_parameters(model)
     start = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight.add_(1)
     average.update_parameters(model)
     torch.testing.assert_close(average.module[0].weight, start + 0.1)
-    warm = moving_average(model, decay=0.9)
+    warm = build_ema(model, decay=0.9)
     warm.update_parameters(model)
     with torch.no_grad():
         model[0].weight.add_(1)
@@ -390,11 +390,11 @@ def launch(*words, launcher="run"):
     return done.stdout + done.stderr
 
 
-def scores_by_picture(path):
+def scores_by_image(path):
     found = {}
     for row in json.loads(path.read_text()):
         found.setdefault(row["image_id"], []).append(row["score"])
-    return {picture: sorted(scores) for picture, scores in found.items()}
+    return {image: sorted(scores) for image, scores in found.items()}
 
 
 @pytest.mark.parametrize("launcher", ["run", "launch"])
@@ -409,10 +409,10 @@ def test_two_processes_train_and_evaluate(config, data, trained, tmp_path, launc
     launch("main.py", *evaluation, "--resume", str(trained / "checkpoint.pth"), launcher=launcher)
     alone = command(trained / "config.py", data, tmp_path / "alone", "--device", "cpu", "--eval", "--save_results")
     assert run(*alone, "--resume", str(trained / "checkpoint.pth")) == 0
-    together, alone = (scores_by_picture(tmp_path / name / "results.json") for name in ("eval", "alone"))
+    together, alone = (scores_by_image(tmp_path / name / "results.json") for name in ("eval", "alone"))
     assert together.keys() == alone.keys() == {1, 2, 3, 4}
-    for picture, scores in alone.items():
-        np.testing.assert_allclose(together[picture], scores, atol=1e-4)
+    for image, scores in alone.items():
+        np.testing.assert_allclose(together[image], scores, atol=1e-4)
 
 
 STEP = """
@@ -420,7 +420,7 @@ import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from models import build_criterion, build_detector
-from tests.golden import objects, picture
+from tests.golden import objects, make_image
 from tests.tiny import shrunk
 from util.processes.distributed import barrier, init_processes, leave_processes, mean_over_processes, rank, world_size
 
@@ -438,7 +438,7 @@ def step(config, output):
             module.dropout = torch.nn.Identity() if isinstance(module.dropout, torch.nn.Module) else 0.0
         if hasattr(module, "sampling_offsets"):  # new ones fall on pixel centres, where bilinear gradients jump
             torch.nn.init.uniform_(module.sampling_offsets.bias, -2, 2)
-    images = [picture(64, 96, float(i)) for i in range(2)]
+    images = [make_image(64, 96, float(i)) for i in range(2)]
     targets = objects(1, 5) * 2
     targets[1] = {"labels": (targets[0]["labels"] + 1) % 5, "boxes": targets[0]["boxes"].flip(0)}
     model = detector
@@ -463,7 +463,7 @@ leave_processes()
 
 @pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "deformable_detr/deformable_detr_r50_box_refine"])
 def test_two_processes_take_the_step_of_one(name, tmp_path):
-    """Loss and gradients of two pictures, one per process, equal those of a batch of both."""
+    """Loss and gradients of two images, one per process, equal those of a batch of both."""
     (tmp_path / "step.py").write_text(STEP)
     path = str(ROOT / f"config/{name}.py")
     launch(str(tmp_path / "step.py"), path, str(tmp_path / "two.pth"))

@@ -15,22 +15,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from safetensors.torch import save_file
 
-from util.checkpoints.files import CheckpointError, averaged_weights, read_checkpoint, weights_of
+from util.checkpoints.files import CheckpointError, ema_weights, model_weights, read_checkpoint
 
 
 def convert(source: Path, target: Path, averaged: bool = False):
     """Writes `source`'s weights to `target`.
 
     Args:
-        averaged: the moving average instead of the weights themselves.
+        averaged: the EMA instead of the weights themselves.
 
     Raises:
         CheckpointError: `source` cannot be read, or holds no weights, or no average.
     """
     content = read_checkpoint(source)
-    weights = averaged_weights(content) if averaged else weights_of(content)
+    weights = ema_weights(content) if averaged else model_weights(content)
     if not weights:
-        raise CheckpointError(f"{source}: holds no {'moving average' if averaged else 'weights'}")
+        raise CheckpointError(f"{source}: holds no {'EMA' if averaged else 'weights'}")
     facts = {name: content[name] for name in ("config", "categories", "versions") if name in content}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
     # Tied weights share their memory, which the format does not know: each gets its own.
@@ -43,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, nargs="?")
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    parser.add_argument("--ema", action="store_true", help="the EMA of the weights")
     args = parser.parse_args()
     target = args.target or args.source.with_suffix(".safetensors")
     try:

@@ -25,7 +25,7 @@ USEFUL = {
 }
 
 
-def say(good: bool, subject: str, found: str, remedy: str = ""):
+def print_finding(good: bool, subject: str, found: str, remedy: str = ""):
     """One line of the report."""
     print(
         f"{'ok     ' if good else 'MISSING'}  {subject:<16} {found}" + (f"\n         -> {remedy}" if not good else "")
@@ -45,7 +45,7 @@ def packages():
     """Python packages."""
     for name in NEEDED:
         found = importlib.util.find_spec(name) is not None
-        say(found, name, "installed" if found else "not installed", "pip install -r requirements.txt")
+        print_finding(found, name, "installed" if found else "not installed", "pip install -r requirements.txt")
     for name, purpose in USEFUL.items():
         found = importlib.util.find_spec(name) is not None
         print(f"{'ok     ' if found else 'without'}  {name:<16} {purpose}")
@@ -54,7 +54,9 @@ def packages():
 def compilers():
     """What builds the op."""
     compiler = version_of(os.environ.get("CXX", "c++"), "--version")
-    say(bool(compiler), "C++ compiler", compiler or "none", "install g++ or clang++, or set CXX; then: make ops")
+    print_finding(
+        bool(compiler), "C++ compiler", compiler or "none", "install g++ or clang++, or set CXX; then: make ops"
+    )
     ninja = version_of("ninja", "--version")
     print(f"{'ok     ' if ninja else 'without'}  {'ninja':<16} {ninja or 'builds are slower'}")
     nvcc = version_of("nvcc", "--version")
@@ -70,21 +72,21 @@ def extension():
 
     reason = load_extension()
     remedy = "make ops; plain PyTorch is used until then, which is slow" if reason == "not built" else "make clean ops"
-    say(not reason, "extension", reason or "loads", remedy)
-    say(has_compiled_kernels("CPU"), "CPU kernels", "registered" if not reason else "none", remedy)
+    print_finding(not reason, "extension", reason or "loads", remedy)
+    print_finding(has_compiled_kernels("CPU"), "CPU kernels", "registered" if not reason else "none", remedy)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'ok     ' if gpus else 'without'}  {'GPU':<16} {', '.join(gpus) or 'none that PyTorch can use'}")
     if gpus:
         remedy = "install nvcc of CUDA " + str(torch.version.cuda) + "; then: make clean ops"
         built = f"for compute capability {cuda_architectures()}" if has_compiled_kernels("CUDA") else "none"
-        say("cuda" in available_backends(), "CUDA kernels", built, remedy)
+        print_finding("cuda" in available_backends(), "CUDA kernels", built, remedy)
     print(f"backends, fastest first: {', '.join(available_backends())}")
 
 
 def main():
     print(f"Python {platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
     if importlib.util.find_spec("torch") is None:
-        say(False, "torch", "not installed", "pip install -r requirements.txt")
+        print_finding(False, "torch", "not installed", "pip install -r requirements.txt")
         sys.exit(1)
     import torch
 

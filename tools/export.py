@@ -2,9 +2,9 @@
 
 usage: python tools/export.py --checkpoint best.pth --output model.onnx [--size H W] [--with_processing] [-c CONFIG] ...
 
-The program takes pictures of one size: images (B, 3, H, W), resized and normalised; it answers logits (B, Q, K) and
-boxes (B, Q, 4) as cx, cy, w, h in (0, 1). With --with_processing it takes one RGB picture (h, w, 3) uint8 of any size,
-which it stretches to H x W, and answers scores (n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the picture's
+The program takes images of one size: images (B, 3, H, W), resized and normalised; it answers logits (B, Q, K) and
+boxes (B, Q, 4) as cx, cy, w, h in (0, 1). With --with_processing it takes one RGB image (h, w, 3) uint8 of any size,
+which it stretches to H x W, and answers scores (n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the image's
 pixels, best first; tools/run_onnx.py runs such a file. Deformable attention is written out in plain PyTorch.
 """
 
@@ -31,7 +31,7 @@ from util.tensors.image_batch import ImageBatch
 
 OPSET = 18
 TOLERANCE = 1e-4
-REGIONS = "how many regions it looks at depends on the picture, and an exported program has fixed shapes"
+REGIONS = "how many regions it looks at depends on the image, and an exported program has fixed shapes"
 
 
 class ExportError(ValueError):
@@ -39,7 +39,7 @@ class ExportError(ValueError):
 
 
 class OnImages(nn.Module):
-    """A detector for pictures of one size: images (B, 3, H, W) -> logits (B, Q, K) and boxes (B, Q, 4)."""
+    """A detector for images of one size: images (B, 3, H, W) -> logits (B, Q, K) and boxes (B, Q, 4)."""
 
     outputs = ("logits", "boxes")
 
@@ -52,12 +52,12 @@ class OnImages(nn.Module):
         return output.logits, output.boxes
 
 
-class OnPicture(nn.Module):
-    """A detector from pixel to pixel: an RGB picture (h, w, 3) uint8 -> scores (n,), labels (n,), boxes (n, 4).
+class OnImage(nn.Module):
+    """A detector from pixel to pixel: an RGB image (h, w, 3) uint8 -> scores (n,), labels (n,), boxes (n, 4).
 
     Args:
         detector, postprocess: as from `models.restore.restore_detector`.
-        size: height and width that every picture is stretched to.
+        size: height and width that every image is stretched to.
     """
 
     outputs = ("scores", "labels", "boxes")
@@ -68,10 +68,10 @@ class OnPicture(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        height, width, _ = picture.shape
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        height, width, _ = image.shape
         down, across = resizing(height, self.size[0]), resizing(width, self.size[1])
-        pixels = down @ picture.permute(2, 0, 1).float() @ across.T
+        pixels = down @ image.permute(2, 0, 1).float() @ across.T
         output = self.detector(whole((pixels / 255 - self.mean)[None] / self.std))
         sizes = torch.cat([torch.full((1, 1), side, dtype=torch.float32) for side in (height, width)], 1)
         (found,) = self.postprocess(output, sizes)
@@ -114,14 +114,14 @@ def check_exportable(name: str, detector: nn.Module, postprocess: Callable, with
     if with_processing and getattr(postprocess, "nms_iou", None) is not None:
         raise ExportError(
             f"{name}: postprocess.nms_iou={postprocess.nms_iou} cannot be exported, since how many detections it drops "
-            "depends on the picture; --options postprocess.nms_iou=none leaves it out"
+            "depends on the image; --options postprocess.nms_iou=none leaves it out"
         )
 
 
-def capture(model: OnImages | OnPicture, example: Tensor) -> torch.export.ExportedProgram:
-    """The program of torch.export for tensors like the example; a picture's height and width stay free."""
+def capture(model: OnImages | OnImage, example: Tensor) -> torch.export.ExportedProgram:
+    """The program of torch.export for tensors like the example; an image's height and width stay free."""
     free = None
-    if isinstance(model, OnPicture):
+    if isinstance(model, OnImage):
         free = ({0: torch.export.Dim("height", min=2), 1: torch.export.Dim("width", min=2)},)
     with in_plain_pytorch(), torch.no_grad():
         return torch.export.export(model.eval(), (example,), dynamic_shapes=free)
@@ -153,11 +153,11 @@ def run_file(path: Path, example: Tensor) -> list[Tensor]:
     return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: example.numpy()})]
 
 
-def export(model: OnImages | OnPicture, example: Tensor, path: Path, facts: dict, opset: int = OPSET) -> float:
+def export(model: OnImages | OnImage, example: Tensor, path: Path, facts: dict, opset: int = OPSET) -> float:
     """Writes a program, runs what was written, and compares.
 
     Args:
-        example: what the model takes; all but a picture's height and width are fixed by it.
+        example: what the model takes; all but an image's height and width are fixed by it.
         path: .onnx or .pt2.
         facts: plain values by name that go into the file: the classes' names, the size.
 
@@ -168,12 +168,12 @@ def export(model: OnImages | OnPicture, example: Tensor, path: Path, facts: dict
     if path.suffix == ".pt2":
         write_pt2(program, path, facts)
     else:
-        write_onnx(program, path, facts, ("picture" if example.dim() == 3 else "images", *model.outputs), opset)
+        write_onnx(program, path, facts, ("image" if example.dim() == 3 else "images", *model.outputs), opset)
     with torch.no_grad():
         return difference(run_file(path, example), model(example), _side(example))
 
 
-def own_rounding(model: OnImages | OnPicture, example: Tensor) -> float:
+def own_rounding(model: OnImages | OnImage, example: Tensor) -> float:
     """How far a model's compiled kernels are from its path in plain PyTorch, as `difference` has it.
 
     They only round differently. Where many tokens score almost alike, that decides which of them become queries.
@@ -185,7 +185,7 @@ def own_rounding(model: OnImages | OnPicture, example: Tensor) -> float:
 
 
 def _side(example: Tensor) -> int:
-    """Pixels of the longer side of a picture, whose boxes are in pixels; 1 for tensors, whose boxes are shares."""
+    """Pixels of the longer side of an image, whose boxes are in pixels; 1 for tensors, whose boxes are shares."""
     return max(example.shape[:2]) if example.dim() == 3 else 1
 
 
@@ -207,7 +207,7 @@ def difference(found: Sequence[Tensor], wanted: Sequence[Tensor], side: float = 
     return max(apart.amin(-1).max().item(), apart.amin(-2).max().item())
 
 
-def example_picture(height: int, width: int) -> Tensor:
+def example_image(height: int, width: int) -> Tensor:
     """(h, w, 3) uint8: smooth waves, on which nothing ties."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = [(x / (7 + c)).sin() + (y / (11 - c) + x / 31).cos() for c in range(3)]
@@ -222,13 +222,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config; need -c")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="default: the config's, as 4 to 3")
     parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--with_processing", action="store_true", help="from an RGB picture to boxes in its pixels")
+    parser.add_argument("--with_processing", action="store_true", help="from an RGB image to boxes in its pixels")
     parser.add_argument("--opset", type=int, default=OPSET, help=f"of ONNX; default {OPSET}")
     args = parser.parse_args(arguments)
     if args.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output {args.output}: the name must end in .onnx or .pt2")
     if args.with_processing and args.batch_size != 1:
-        parser.error("--with_processing takes one picture at a time; leave --batch_size out")
+        parser.error("--with_processing takes one image at a time; leave --batch_size out")
     return args
 
 
@@ -239,10 +239,10 @@ def main(args: argparse.Namespace) -> int:
     resize = restored.cfg.data.resize
     size = tuple(args.size or (resize.scale, min(resize.max_size, resize.scale * 4 // 3)))
     if args.with_processing:
-        model, example = OnPicture(restored.detector, restored.postprocess, size), example_picture(*size)
+        model, example = OnImage(restored.detector, restored.postprocess, size), example_image(*size)
     else:
         model = OnImages(restored.detector)
-        waves = (example_picture(*size).permute(2, 0, 1) / 255 - 0.45) / 0.225
+        waves = (example_image(*size).permute(2, 0, 1) / 255 - 0.45) / 0.225
         example = torch.stack([waves * (1 - 0.1 * i) for i in range(args.batch_size)])
     facts = {"size": size, "names": restored.categories["names"] if restored.categories else []}
     try:

@@ -3,7 +3,7 @@
 #
 #   tools/gpu_check.sh                    all stages, about eight minutes on 16 cores
 #   tools/gpu_check.sh --stages build,op  some of them
-#   tools/gpu_check.sh --device cpu       a rehearsal at tiny sizes, where there is no GPU
+#   tools/gpu_check.sh --device cpu       a dry run at tiny sizes, where there is no GPU
 #
 # Packages that are missing are taken from wheels/, if `make wheels` has filled it; nothing is fetched here.
 set -euo pipefail

@@ -1,6 +1,6 @@
-"""Detects objects on pictures of one's own: COCO-style JSON, and the pictures with boxes on them.
+"""Detects objects on images of one's own: COCO-style JSON, and the images with boxes on them.
 
-usage: python tools/predict.py --checkpoint CHECKPOINT PICTURE|FOLDER|PATTERN|VIDEO ...
+usage: python tools/predict.py --checkpoint CHECKPOINT IMAGE|FOLDER|PATTERN|VIDEO ...
                                [--output_dir DIR] [--score S] [--classes NAME ...] [--batch_size N] ...
 
 The model and its classes come from the checkpoint alone. The papers' own files hold no config: name it with -c.
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from datasets.categories import COCO, Categories
-from datasets.coco import BrokenPictureError
-from datasets.image_files import Picture, find_pictures, read_pictures
+from datasets.coco import CorruptImageError
+from datasets.image_files import InputImage, find_image_files, read_images
 from datasets.predictions import Found, Predictions, draw_found
 from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
-from util.config import ConfigDict, ConfigError, nearest, parse_options, where_of
-from util.config.registry import call
+from util.config import ConfigDict, ConfigError, nearest_name, node_location, parse_options
+from util.config.registry import call_with_config
 from util.reporting.logger import setup_logging
 from util.tensors.cuda_graphs import CaptureError, GraphedDetector
 from util.tensors.precision import Precision, allow_tf32
@@ -50,7 +50,7 @@ MODES = {"eager": lambda detector: detector, "compiled": _compiled, "graphed": G
 
 
 class Predictor:
-    """A detector out of a checkpoint, for pictures in memory.
+    """A detector out of a checkpoint, for images in memory.
 
     Args:
         checkpoint: a file or URL.
@@ -59,8 +59,8 @@ class Predictor:
         classes: names or category ids; others are left out. None takes all.
         device: "cpu" or "cuda"; where there is one, the GPU.
         amp: compute in bfloat16, or float16 on GPUs that lack it.
-        mode: "eager"; "compiled", by PyTorch's compiler; "graphed", as CUDA graphs (util.tensors.cuda_graphs). The latter two take
-            long on the first batch of every size, and serve eight sizes.
+        mode: "eager"; "compiled", by PyTorch's compiler; "graphed", as CUDA graphs (util.tensors.cuda_graphs). The
+            latter two take long on the first batch of every size, and serve eight sizes.
 
     Raises:
         CheckpointError, ConfigError: as in `restore_detector`, and for a class that the model does not know.
@@ -85,17 +85,17 @@ class Predictor:
         self.model = restore_detector(checkpoint, config, options, self.precision.device)
         self.detect = MODES[mode](self.model.detector)
         resize = self.model.cfg.data.resize
-        self.transform = call(EvalTransform, resize, where=where_of(resize))
+        self.transform = call_with_config(EvalTransform, resize, where=node_location(resize))
         self.categories = categories_of(self.model.categories, self.model.cfg)
         self.score = score
         self.wanted = np.array(sorted(chosen_slots(self.categories, classes)))
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[Found]:
-        """Detects on one batch of RGB pictures.
+        """Detects on one batch of RGB images.
 
         Raises:
-            ValueError: a picture is too narrow to be resized.
+            ValueError: an image is too narrow to be resized.
             CaptureError: a model that no CUDA graph can hold.
         """
         sizes = torch.tensor([(image.height, image.width) for image in images])
@@ -114,7 +114,7 @@ class Predictor:
         return Found(boxes[kept].astype(float), scores[kept].astype(float), slots[kept])
 
     def draw(self, image: Image.Image, found: Found) -> Image.Image:
-        """A copy of the picture with boxes, classes and scores on it; the surest on top."""
+        """A copy of the image with boxes, classes and scores on it; the surest on top."""
         return draw_found(image, found, self.categories)
 
 
@@ -134,46 +134,48 @@ def chosen_slots(categories: Categories, classes: list[str] | None) -> set[int]:
     known |= {str(key): slot for key, slot in categories.slots.items() if str(key) not in known}
     for name in classes or ():
         if name not in known:
-            raise ConfigError(f"--classes: no class '{name}'; {nearest(name, [name for _, name in categories.used])}")
+            raise ConfigError(
+                f"--classes: no class '{name}'; {nearest_name(name, [name for _, name in categories.used])}"
+            )
     return {known[name] for name in classes} if classes else set(categories.slots.values())
 
 
 def predict(predictor: Predictor, paths: list[Path], predictions: Predictions, batch_size: int = 1) -> list[str]:
-    """Detects on all pictures and hands them to `predictions`; returns what is wrong with those that were skipped."""
+    """Detects on all images and hands them to `predictions`; returns what is wrong with those that were skipped."""
     skipped = []
 
     def skip(problem: str):
         skipped.append(problem)
         log.warning("skipped %s", problem)
 
-    def pictures() -> Iterator[Picture]:
+    def read_all() -> Iterator[InputImage]:
         for path in tqdm(paths, disable=None, leave=False):
             try:
-                yield from read_pictures(path)
-            except BrokenPictureError as error:
+                yield from read_images(path)
+            except CorruptImageError as error:
                 skip(str(error))
 
-    def detect(batch: list[Picture]):
+    def detect(batch: list[InputImage]):
         try:
-            answers = predictor([picture.image for picture in batch])
+            answers = predictor([source.image for source in batch])
         except ValueError as error:
             if len(batch) == 1:
                 return skip(f"{batch[0].name}: {error}")
-            for picture in batch:  # one of them is at fault: which?
-                detect([picture])
+            for source in batch:  # one of them is at fault: which?
+                detect([source])
             return None
-        for picture, found in zip(batch, answers, strict=True):
-            predictions.add(picture, found)
+        for source, found in zip(batch, answers, strict=True):
+            predictions.add(source, found)
         return None
 
-    remaining = pictures()
+    remaining = read_all()
     while batch := list(itertools.islice(remaining, batch_size)):
         detect(batch)
     return skipped
 
 
 MODE_HELP = (
-    "eager; compiled by PyTorch's compiler; graphed, as CUDA graphs. The last two pay where many pictures are of a few "
+    "eager; compiled by PyTorch's compiler; graphed, as CUDA graphs. The last two pay where many images are of a few "
     "sizes, as those of a video: the first of every size takes long (default: eager)"
 )
 
@@ -181,7 +183,7 @@ MODE_HELP = (
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("pictures", nargs="+", metavar="PICTURE", help="files, folders, patterns ('a/**/*.jpg'), videos with OpenCV")
+    add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns ('a/**/*.jpg'), videos with OpenCV")
     add("--checkpoint", required=True, metavar="FILE|URL")
     add(
         "-c", "--config_file", metavar="FILE", help="instead of the config in the checkpoint; the papers' files need it"
@@ -190,7 +192,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output_dir", default="output/predictions", metavar="DIR", help="default: output/predictions")
     add("--score", type=float, default=0.3, metavar="S", help="leave out detections below it (default: 0.3)")
     add("--classes", nargs="+", metavar="NAME", help="leave out other classes; names or category ids")
-    add("--batch_size", type=int, default=1, metavar="N", help="more is faster on a GPU; pictures are then padded")
+    add("--batch_size", type=int, default=1, metavar="N", help="more is faster on a GPU; images are then padded")
     add("--json_only", action="store_true", help="draw nothing")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it")
@@ -209,7 +211,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, 1 if not one picture could be used, or 2 if there is no model to use."""
+    """Returns 0, 1 if not one image could be used, or 2 if there is no model to use."""
     args = parse_arguments(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     setup_logging(None)
@@ -231,14 +233,14 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     predictions = Predictions(predictor.categories, Path(args.output_dir), drawn=not args.json_only)
     try:
-        skipped = predict(predictor, find_pictures(args.pictures), predictions, args.batch_size)
+        skipped = predict(predictor, find_image_files(args.images), predictions, args.batch_size)
     except CaptureError as error:
         log.error("--mode graphed: %s", error)
         return 2
     finally:
         path = predictions.save()  # what was found until something went wrong, too
     done, seconds, detections = len(predictions.images), time.perf_counter() - start, len(predictions.annotations)
-    log.info("%d pictures in %.1f s, %d skipped, %d detections", done, seconds, len(skipped), detections)
+    log.info("%d images in %.1f s, %d skipped, %d detections", done, seconds, len(skipped), detections)
     log.info("%s%s", path, f", drawn: {predictions.drawn}" if predictions.drawn else "")
     return 0 if done else 1
 

@@ -1,6 +1,6 @@
 """Writes one web page about an evaluation: how good the detector is, what its errors are, how it was trained.
 
-usage: python tools/report.py OUTPUT_DIR [--coco_path DIR] [--score S] [--pictures N] [--out FILE.html]
+usage: python tools/report.py OUTPUT_DIR [--coco_path DIR] [--score S] [--num_images N] [--out FILE.html]
 
 OUTPUT_DIR is that of `main.py ... --eval --save_results`. The page opens from the disk and asks for nothing else.
 """
@@ -18,13 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from datasets.analysis import SIZES, Analysis, analyse, read_results
-from datasets.cards import SHORT_KINDS, picture_card
+from datasets.analysis import SIZES, Analysis, analyse_detections, read_results
+from datasets.cards import SHORT_KINDS, image_card
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset
 from tools.lib.svg import Line, line_chart
 from util.config import ConfigDict, ConfigError, parse_config
-from util.reporting.logger import points_of, read_journal
+from util.reporting.logger import journal_points, read_journal
 
 NUMBERS = {
     "AP": "precision, mean over IoU 0.50 to 0.95",
@@ -33,9 +33,9 @@ NUMBERS = {
     "APs": "precision, small objects (area up to 32 x 32 pixels)",
     "APm": "precision, medium objects (up to 96 x 96 pixels)",
     "APl": "precision, large objects",
-    "AR1": "recall with one detection a picture",
-    "AR10": "recall with ten detections a picture",
-    "AR100": "recall with a hundred detections a picture",
+    "AR1": "recall with one detection an image",
+    "AR10": "recall with ten detections an image",
+    "AR100": "recall with a hundred detections an image",
     "ARs": "recall, small objects",
     "ARm": "recall, medium objects",
     "ARl": "recall, large objects",
@@ -77,7 +77,7 @@ def training_curves(path: Path) -> list[dict]:
     for title, names in CURVES.items():
         lines = []
         for name in names:
-            points = points_of(entries, name)
+            points = journal_points(entries, name)
             if points:
                 lines.append(Line(name, *map(list, zip(*points, strict=True))))
         if lines:
@@ -117,7 +117,7 @@ def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, st
 
 
 def build_report(
-    output_dir: Path, cfg: ConfigDict, dataset: DetectionDataset, detections: np.ndarray, score: float, pictures: int
+    output_dir: Path, cfg: ConfigDict, dataset: DetectionDataset, detections: np.ndarray, score: float, images: int
 ) -> str:
     """The page.
 
@@ -127,16 +127,16 @@ def build_report(
         dataset: that was evaluated on.
         detections: (D, 7) rows of `CocoEvaluator.detections`.
         score: of detections that are shown and counted.
-        pictures: how many of the best, and of the worst, are shown at most.
+        images: how many of the best, and of the worst, are shown at most.
     """
-    analysis = analyse(dataset.annotations, detections, score)
-    best, worst = analysis.extremes(pictures)
-    cards = [[picture_card(dataset, detections, scores) for scores in some] for some in (best, worst)]
+    analysis = analyse_detections(dataset.annotations, detections, score)
+    best, worst = analysis.extremes(images)
+    cards = [[image_card(dataset, detections, scores) for scores in some] for some in (best, worst)]
     weights, contradiction = stored_numbers(output_dir, analysis)
     evaluate = command(output_dir, cfg, "--eval --save_results")
     benchmark = output_dir / "benchmark.json"
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ROOT / "tools"),
+        loader=jinja2.FileSystemLoader(ROOT / "tools/lib"),
         autoescape=True,  # names of classes and files are anybody's
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -146,7 +146,7 @@ def build_report(
         name=output_dir.resolve().name,
         annotations=dataset.annotations,
         detections=len(detections),
-        weights={"regular": "the model", "ema": "the model's moving average"}.get(weights, weights),
+        weights={"regular": "the model", "ema": "the model's EMA"}.get(weights, weights),
         contradiction=contradiction and f"{contradiction}. They are not of one evaluation; run again: {evaluate}",
         best=[card for card in cards[0] if card],
         worst=[card for card in cards[1] if card],
@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("output_dir", type=Path, metavar="OUTPUT_DIR")
     add("--coco_path", metavar="DIR", help="where the data is now (default: as the config says)")
     add("--score", type=float, default=0.3, metavar="S", help="of detections that are shown and counted (default: 0.3)")
-    add("--pictures", type=int, default=6, metavar="N", help="of the best and of the worst (default: 6)")
+    add("--num_images", type=int, default=6, metavar="N", help="of the best and of the worst (default: 6)")
     add("--out", type=Path, metavar="FILE", help="default: OUTPUT_DIR/report.html")
     args = parser.parse_args(arguments)
     try:
@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MissingInputError, ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    page = build_report(args.output_dir, *inputs, args.score, args.pictures)
+    page = build_report(args.output_dir, *inputs, args.score, args.num_images)
     out = args.out or args.output_dir / "report.html"
     out.write_text(page, encoding="utf-8", errors="replace")
     print(f"{out}: {len(page) / 1e6:.1f} MB")

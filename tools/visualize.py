@@ -1,12 +1,12 @@
 """Shows what a detector looks at, and what it is trained on.
 
-usage: python tools/visualize.py look --checkpoint best.pth PICTURE ... [--queries N ...] [--layers NAME ...]
-       python tools/visualize.py browse -c CONFIG --coco_path DIR [--pictures N] [--epochs N]
+usage: python tools/visualize.py look --checkpoint best.pth IMAGE ... [--queries N ...] [--layers NAME ...]
+       python tools/visualize.py browse -c CONFIG --coco_path DIR [--num_images N] [--epochs N]
 
-look writes, for every picture, PNG files of what the model has: sampling points and their weights (deformable
+look writes, for every image, PNG files of what the model has: sampling points and their weights (deformable
 attention, plain and key-aware), attention maps (DETR, Conditional DETR, PnP-DETR), the tokens that Sparse DETR kept
 beside the map of its decoder's attention, and which levels each layer of the encoder updates. browse writes contact
-sheets of augmented training pictures with their boxes. tools/lib/drawings.py has a function for each, for notebooks.
+sheets of augmented training images with their boxes. tools/lib/drawings.py has a function for each, for notebooks.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tools.lib.drawings import (
     draw_samplings,
     draw_selection,
     draw_updates,
-    look,
+    trace_image,
 )
 from tools.lib.traces import Trace
 from util.checkpoints.files import CheckpointError
@@ -40,9 +40,7 @@ from util.config import ConfigError, load_config, parse_options
 log = logging.getLogger("visualize")
 
 
-def drawings(
-    picture: Image.Image, found: Trace, queries: list[int], layers: list[str] | None
-) -> dict[str, Image.Image]:
+def drawings(image: Image.Image, found: Trace, queries: list[int], layers: list[str] | None) -> dict[str, Image.Image]:
     """All that there is to see, by name. Without `layers`: the first and the last of the encoder and of the decoder."""
     sheets = {}
     for name, recorded, draw in (
@@ -50,9 +48,9 @@ def drawings(
         ("attention", found.attentions, draw_attention),
     ):
         if recorded:
-            sheets[name] = draw(picture, found, queries, chosen_layers(list(recorded), layers))
+            sheets[name] = draw(image, found, queries, chosen_layers(list(recorded), layers))
     if "selection" in found.output.aux:
-        sheets["tokens"] = draw_selection(picture, found)
+        sheets["tokens"] = draw_selection(image, found)
     elif found.asking:
         sheets["updates"] = draw_updates(found)
     return sheets
@@ -69,25 +67,25 @@ def chosen_layers(known: list[str], asked: list[str] | None) -> list[str]:
     return [name for names in stages if names for name in dict.fromkeys((names[0], names[-1]))]
 
 
-def look_at_pictures(args: argparse.Namespace):
-    """The command `look`."""
+def look_at_images(args: argparse.Namespace):
+    """The command `trace_image`."""
     restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options))
     if not isinstance(restored.detector, Detector):
         raise ConfigError(f"{args.checkpoint}: a {type(restored.detector).__name__} has no attention to look at")
     transform = EvalTransform(**restored.cfg.data.resize)
-    for path in args.pictures:
+    for path in args.images:
         try:
-            picture = Image.open(path).convert("RGB")
+            image = Image.open(path).convert("RGB")
         except OSError as error:
             log.warning("%s: cannot be read: %s", path, error)
             continue
-        found = look(restored.detector, picture, transform)
+        found = trace_image(restored.detector, image, transform)
         total = found.output.boxes.shape[1]
         unknown = [query for query in args.queries or () if not 0 <= query < total]
         if unknown:
             raise ConfigError(f"--queries {unknown}: this model has the queries 0 to {total - 1}")
         queries = args.queries or best_queries(found.output.answer, args.best)
-        for name, sheet in drawings(picture, found, queries, args.layers).items():
+        for name, sheet in drawings(image, found, queries, args.layers).items():
             sheet.save(args.output_dir / f"{path.stem}_{name}.png")
             log.info("%s", args.output_dir / f"{path.stem}_{name}.png")
 
@@ -96,7 +94,7 @@ def browse(args: argparse.Namespace):
     """The command `browse`."""
     options = parse_options(args.options) | ({"data.root": args.coco_path} if args.coco_path else {})
     dataset = build_dataset(load_config(args.config_file, options), "train", args.seed)
-    indices = np.linspace(0, len(dataset) - 1, min(args.pictures, len(dataset))).astype(int).tolist()
+    indices = np.linspace(0, len(dataset) - 1, min(args.num_images, len(dataset))).astype(int).tolist()
     for start in range(0, len(indices), args.rows):
         path = args.output_dir / f"augmented_{start // args.rows:02d}.png"
         draw_augmented(dataset, indices[start : start + args.rows], args.epochs).save(path)
@@ -111,19 +109,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shared.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config")
     shared.add_argument("--output_dir", type=Path, default=Path("output/visualize"))
     one = commands.add_parser("look", parents=[shared], help="what a detector looks at")
-    one.add_argument("pictures", nargs="+", type=Path)
+    one.add_argument("images", nargs="+", type=Path)
     one.add_argument("--checkpoint", required=True)
     one.add_argument("--queries", nargs="+", type=int, metavar="N", help="default: the surest ones")
     one.add_argument("--best", type=int, default=3, help="how many of the surest; default 3")
     one.add_argument(
         "--layers", nargs="+", metavar="NAME", help="decoder, encoder.layers.5, ...; default: first and last"
     )
-    one.set_defaults(command=look_at_pictures)
+    one.set_defaults(command=look_at_images)
     other = commands.add_parser("browse", parents=[shared], help="what a detector is trained on")
     other.add_argument("--coco_path", help="the data's folder")
-    other.add_argument("--pictures", type=int, default=24)
+    other.add_argument("--num_images", type=int, default=24)
     other.add_argument("--epochs", type=int, default=3, help="variants of each")
-    other.add_argument("--rows", type=int, default=8, help="pictures on one sheet")
+    other.add_argument("--rows", type=int, default=8, help="images on one sheet")
     other.add_argument("--seed", type=int, default=42)
     other.set_defaults(command=browse)
     return parser.parse_args(arguments)

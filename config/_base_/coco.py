@@ -1,4 +1,4 @@
-"""COCO 2017: 118,287 training pictures, 80 classes; training pictures 480 to 800 pixels high, evaluation at 800."""
+"""COCO 2017: 118,287 training images, 80 classes; training images 480 to 800 pixels high, evaluation at 800."""
 
 data = dict(
     root='data/coco',
@@ -15,5 +15,5 @@ data = dict(
         flip=0.5,
     ),
     resize=dict(scale=800, max_size=1333),
-    broken=dict(in_a_row=10, files=100),
+    corrupt=dict(in_a_row=10, files=100),
 )

@@ -1,4 +1,4 @@
-"""A small Lite-DINO for blood cells: ResNet-18 from scratch on the 205 training pictures of BCCD.
+"""A small Lite-DINO for blood cells: ResNet-18 from scratch on the 205 training images of BCCD.
 
 python main.py -c config/small/lite_dino_r18_bccd.py --coco_path BCCD_DIR
 

@@ -17,10 +17,10 @@ from models.layers.factorized_attention import (
     FactorizedAttention,
     FactorizedLayer,
     RelativePosition,
-    map_of,
+    tokens_to_map,
 )
 from models.registry import PARTS
-from util.config import nearest
+from util.config import nearest_name
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ class ParallelBlock(Recomputable):
         ]
         answers = []
         for i, (name, x, shape) in enumerate(zip(self.LEVELS, levels, shapes, strict=True)):
-            others = [resized(found[j], shapes[j], shape) for j in range(len(levels)) if j != i]
+            others = [resize_token_map(found[j], shapes[j], shape) for j in range(len(levels)) if j != i]
             x = x + self.drop_path(found[i] + others[0] + others[1])
             answers.append(x + self.drop_path(self.mlp2(getattr(self, f"norm2{name}")(x))))
         return answers
 
 
-def resized(tokens: Tensor, shape: tuple[int, int], new_shape: tuple[int, int]) -> Tensor:
+def resize_token_map(tokens: Tensor, shape: tuple[int, int], new_shape: tuple[int, int]) -> Tensor:
     """Tokens (B, 1 + H * W, C) with their map resized; shrinking averages nothing, it only samples."""
-    image = F.interpolate(map_of(tokens, shape), new_shape, mode="bilinear", align_corners=False)
+    image = F.interpolate(tokens_to_map(tokens, shape), new_shape, mode="bilinear", align_corners=False)
     return torch.cat([tokens[:, :1], image.flatten(2).transpose(1, 2)], 1)
 
 
@@ -119,7 +119,7 @@ class CoaT(nn.Module):
     def __init__(self, arch: str = "lite_small", drop_path: float = 0.0, pretrained: str | None = None):
         super().__init__()
         if arch not in ARCHS:
-            raise ValueError(f"arch='{arch}' is none of CoaT's; {nearest(arch, ARCHS)}")
+            raise ValueError(f"arch='{arch}' is none of CoaT's; {nearest_name(arch, ARCHS)}")
         spec = ARCHS[arch]
         self.pretrained, self.channels = pretrained, list(spec.channels[1:])
         for i, (below, channels) in enumerate(zip((3, *spec.channels), spec.channels, strict=False)):
@@ -139,7 +139,7 @@ class CoaT(nn.Module):
         levels, shapes, x = [], [], images
         for i in (1, 2, 3, 4):
             tokens, shape = self.serial(i, x)
-            x = map_of(tokens, shape)
+            x = tokens_to_map(tokens, shape)
             levels.append(tokens)
             shapes.append(shape)
         levels, shapes = levels[1:], shapes[1:]
@@ -147,7 +147,7 @@ class CoaT(nn.Module):
         relatives = [self.crpe2, self.crpe3, self.crpe4]
         for block in self.parallel_blocks:
             levels = block(levels, shapes, positions, relatives)
-        return [map_of(tokens, shape) for tokens, shape in zip(levels, shapes, strict=True)]
+        return [tokens_to_map(tokens, shape) for tokens, shape in zip(levels, shapes, strict=True)]
 
     def serial(self, stage: int, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """One serial stage: a map -> tokens (B, 1 + H * W, C), the stage's own class token first, and (H, W)."""

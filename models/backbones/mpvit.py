@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layers.basic import init_trunc_normal
-from models.layers.factorized_attention import ConvPosition, FactorizedLayer, RelativePosition, map_of
+from models.layers.factorized_attention import ConvPosition, FactorizedLayer, RelativePosition, tokens_to_map
 from models.registry import PARTS
-from util.config import nearest
+from util.config import nearest_name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ TIED = re.compile(r".*\.MHCA_layers\.\d+\.(cpe|crpe|factoratt_crpe\.crpe)\.")
 """Entries of the authors' checkpoints that are second names of shared modules."""
 
 
-def convolution(
+def conv_norm(
     in_channels: int, channels: int, size: int = 1, stride: int = 1, groups: int = 1, fan_groups: int = 1
 ) -> nn.Conv2d:
     """A convolution without bias that rounds sides up; `fan_groups` divides the fan-out of its initial weights."""
@@ -55,7 +55,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm: str, size: int = 1, stride: int = 1):
         super().__init__()
-        self.conv = convolution(in_channels, channels, size, stride)
+        self.conv = conv_norm(in_channels, channels, size, stride)
         self.bn = NORMS[norm](channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class SeparableConv(nn.Module):
 
     def __init__(self, channels: int, norm: str, stride: int):
         super().__init__()
-        self.dwconv = convolution(channels, channels, 3, stride, groups=channels)
-        self.pwconv = convolution(channels, channels)
+        self.dwconv = conv_norm(channels, channels, 3, stride, groups=channels)
+        self.pwconv = conv_norm(channels, channels)
         self.bn = NORMS[norm](channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class LocalBranch(nn.Module):
     def __init__(self, channels: int, norm: str):
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, norm)
-        self.dwconv = convolution(channels, channels, 3, groups=channels, fan_groups=channels)
+        self.dwconv = conv_norm(channels, channels, 3, groups=channels, fan_groups=channels)
         self.norm = NORMS[norm](channels)
         self.conv2 = ConvNorm(channels, channels, norm)
 
@@ -127,7 +127,7 @@ class Path(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)
         for layer in self.MHCA_layers:
             tokens = layer(tokens, shape, self.cpe, self.crpe)
-        return map_of(tokens, shape)
+        return tokens_to_map(tokens, shape)
 
 
 class Stage(nn.Module):
@@ -151,7 +151,7 @@ class MPViT(nn.Module):
 
     Args:
         arch: "tiny", "xsmall", "small" or "base".
-        norm: "sync" (batch norm over all processes) or "batch" (over each process's own pictures).
+        norm: "sync" (batch norm over all processes) or "batch" (over each process's own images).
         pretrained: a file or URL of the authors' ImageNet weights, or None. Only remembered here; main.py fetches
             `pretrained_source` and hands it to `load_pretrained`.
     """
@@ -159,7 +159,7 @@ class MPViT(nn.Module):
     def __init__(self, arch: str = "small", norm: str = "sync", pretrained: str | None = None):
         super().__init__()
         if arch not in ARCHS:
-            raise ValueError(f"arch='{arch}' is none of MPViT's; {nearest(arch, ARCHS)}")
+            raise ValueError(f"arch='{arch}' is none of MPViT's; {nearest_name(arch, ARCHS)}")
         if norm not in NORMS:
             raise ValueError(f"norm='{norm}' is none of {', '.join(NORMS)}")
         spec = ARCHS[arch]

@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al., 2021) for pictures of any size."""
+"""Swin Transformer (Liu et al., 2021) for images of any size."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from models.layers.basic import GELUMLP, Recomputable, init_trunc_normal
 from models.registry import PARTS
-from util.config import nearest
+from util.config import nearest_name
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
         bias = (bias + mask[:, None]).flatten(0, 1)
         qkv = self.qkv(windows).view(-1, m, n, 3, self.heads, c // self.heads)
-        # Masked windows stand beside the heads, so that one mask serves all pictures of the batch.
+        # Masked windows stand beside the heads, so that one mask serves all images of the batch.
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # (B, m * heads, N, C / heads) each
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(x.unflatten(1, (m, self.heads)).transpose(2, 3).reshape(-1, n, c))
@@ -173,7 +173,7 @@ class SwinStage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """4x4 pixels become a token; pictures are padded with zeros to whole patches."""
+    """4x4 pixels become a token; images are padded with zeros to whole patches."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -211,7 +211,7 @@ class SwinTransformer(nn.Module):
     ):
         super().__init__()
         if arch not in ARCHS:
-            raise ValueError(f"arch='{arch}' is none of Swin's; {nearest(arch, ARCHS)}")
+            raise ValueError(f"arch='{arch}' is none of Swin's; {nearest_name(arch, ARCHS)}")
         if not stages or not set(stages) <= {1, 2, 3, 4}:
             raise ValueError(f"stages={stages} must be some of 1, 2, 3, 4")
         self.stages, self.pretrained = tuple(sorted(stages)), pretrained

@@ -1,6 +1,6 @@
 """Any backbone of timm (Wightman, 2019) that makes feature maps.
 
-Convolutional ones that were tried, with pictures of odd sides and maps at strides 8, 16 and 32:
+Convolutional ones that were tried, with images of odd sides and maps at strides 8, 16 and 32:
 
 * convnext_tiny, convnextv2_atto, convnextv2_tiny, inception_next_tiny, edgenext_small (layer norm);
 * resnet50d, resnetrs50, resnest50d, resnext50_32x4d, res2net50_26w_4s, seresnet50, ecaresnet50d, cspresnet50, dpn68,
@@ -11,7 +11,7 @@ Convolutional ones that were tried, with pictures of odd sides and maps at strid
   never learn and training on several GPUs needs --find_unused_params.
 
 Not for detectors: vision transformers of one resolution (vit_*, beit_*, mixer_*: no map at stride 8), models built for
-one picture size (swin_*, maxvit_*, efficientformerv2_*) and those whose maps are (B, H, W, C) (mambaout_*).
+one image size (swin_*, maxvit_*, efficientformerv2_*) and those whose maps are (B, H, W, C) (mambaout_*).
 """
 
 import difflib
@@ -33,8 +33,8 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm's name of the model, without a tag for its weights: "convnext_tiny".
         strides: which maps are returned, by their stride in pixels.
-        divisor: pictures are padded with zeros to multiples of it and the maps cut back, for models that need that.
-        norm: "own", or "frozen" (batch norm as constants, for pretrained weights and few pictures per process).
+        divisor: images are padded with zeros to multiples of it and the maps cut back, for models that need that.
+        norm: "own", or "frozen" (batch norm as constants, for pretrained weights and few images per process).
         drop_path: stochastic depth, for models that have it.
         pretrained: timm's tag of the weights ("in12k_ft_in1k"), a checkpoint file with timm's key names, or None. Only
             remembered here; main.py fetches `pretrained_source` and hands it to `load_pretrained`.
@@ -58,7 +58,7 @@ class TimmBackbone(nn.Module):
         self.name, self.pretrained = name, pretrained
         self.strides, self.divisor = tuple(sorted(strides)), divisor
         options = {"drop_path_rate": drop_path} if drop_path else {}
-        indices = indices_of(name, self.strides)
+        indices = stage_indices(name, self.strides)
         self.body = timm.create_model(name, features_only=True, out_indices=indices, **options)
         self.channels = self.body.feature_info.channels()
         if norm == "frozen":
@@ -68,7 +68,7 @@ class TimmBackbone(nn.Module):
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stride, finest first."""
         height, width = images.shape[-2:]
         maps = self.body(F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor)))
-        # Rounded up: all that a map holds of the picture. Without padding nothing is cut.
+        # Rounded up: all that a map holds of the image. Without padding nothing is cut.
         return [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, self.strides, strict=True)]
 
     def pretrained_source(self) -> str | None:
@@ -91,7 +91,7 @@ class TimmBackbone(nn.Module):
         self.body.load_state_dict({key: given[name] for key, name in names.items() if name in given})
 
 
-def indices_of(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
+def stage_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     """Which of a model's maps have these strides. Raises ValueError when it has no maps, or none of a stride."""
     try:
         features = timm.create_model(name, features_only=True).feature_info

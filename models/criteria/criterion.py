@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.criteria.hungarian_matcher import HungarianMatcher, Pairs, Targets, known_pairs
 from models.criteria.losses import cardinality_error, class_error
 from models.structures import DetectorOutput
-from util.config import nearest
+from util.config import nearest_name
 from util.processes.distributed import mean_over_processes
 
 
@@ -71,7 +71,7 @@ class Criterion(nn.Module):
 
         Args:
             output: from a detector, with gradients enabled or given targets.
-            targets: per picture `labels` (T,) and `boxes` (T, 4) as cx, cy, w, h in (0, 1), on the output's device.
+            targets: per image `labels` (T,) and `boxes` (T, 4) as cx, cy, w, h in (0, 1), on the output's device.
 
         Returns:
             losses: weighted, under their official log names; the loss to minimise is sum(losses.values()).
@@ -84,7 +84,7 @@ class Criterion(nn.Module):
         sites = output.sites()
         for site in sites:
             if site not in self.supervise:
-                known = nearest(site, self.supervise)
+                known = nearest_name(site, self.supervise)
                 raise KeyError(f"the detector wants '{site}' supervised, which criterion.supervise lacks; {known}")
         wanted = {site: self.supervise[site].wanted(objects) for site in sites}
         pairs = self._pairs(output, sites, wanted)

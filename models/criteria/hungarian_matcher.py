@@ -10,7 +10,7 @@ from torch import Tensor
 from models.registry import PARTS
 from models.structures import Detections, QueryGroup
 from util.tensors.box_ops import cxcywh_to_xyxy, generalized_iou
-from util.tensors.device import constant
+from util.tensors.device import constant_tensor
 
 IMPOSSIBLE = 1e9
 """Cost of a pair whose prediction is not finite: the loss will show it, the matching must survive it."""
@@ -23,7 +23,7 @@ class Targets:
     Attributes:
         labels: (T,) int64.
         boxes: (T, 4) as cx, cy, w, h in (0, 1).
-        counts: objects per picture.
+        counts: objects per image.
     """
 
     labels: Tensor
@@ -38,7 +38,7 @@ class Targets:
         return cls(labels, boxes, tuple(len(target["labels"]) for target in targets))
 
     def repeated(self, times: int) -> "Targets":
-        """Every picture's objects `times` times, as whole blocks (H-DETR, section 3.2)."""
+        """Every image's objects `times` times, as whole blocks (H-DETR, section 3.2)."""
         if times == 1:
             return self
         labels = [part.repeat(times) for part in self.labels.split(self.counts)]
@@ -51,17 +51,17 @@ class Pairs:
     """Which prediction answers which target, for N layers that pair equally many.
 
     Attributes:
-        picture: (P,), the same for every layer.
+        image: (P,), the same for every layer.
         query, target: (N, P), rows of the layer's predictions and of the batch's targets.
     """
 
-    picture: Tensor
+    image: Tensor
     query: Tensor
     target: Tensor
 
     def of_predictions(self, values: Tensor) -> Tensor:
         """(N, B, Q, ...) -> (N, P, ...): the rows of the paired predictions."""
-        rows = torch.add(self.query, self.picture, alpha=values.shape[2])  # (N, P), of all images' predictions
+        rows = torch.add(self.query, self.image, alpha=values.shape[2])  # (N, P), of all images' predictions
         rows = rows.view(*rows.shape, *[1] * (values.dim() - 3))
         # Not values[...], whose gradient sorts rows before it adds them.
         return torch.take_along_dim(values.flatten(1, 2), rows, 1)
@@ -85,11 +85,11 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def cost(self, detections: Detections, targets: Targets) -> Tensor:
-        """(N, B, Q, T'): what every prediction costs for every target of its picture; T' is the most in one picture."""
+        """(N, B, Q, T'): what every prediction costs for every target of its image; T' is the most in one image."""
         N, _, Q = detections.boxes.shape[:3]
         counts, rows = np.array(targets.counts), np.arange(max(targets.counts))
         index = (counts.cumsum() - counts)[:, None] + rows  # (B, T'); surplus unused
-        index = constant(index.clip(max=len(targets.labels) - 1), targets.labels.device)
+        index = constant_tensor(index.clip(max=len(targets.labels) - 1), targets.labels.device)
         labels, boxes = targets.labels[index], targets.boxes[index]
         predicted = detections.boxes.float()[..., None, :]
         wanted = boxes[:, None]
@@ -131,33 +131,33 @@ class SoftmaxHungarianMatcher(HungarianMatcher):
 
 
 def _assign(cost: np.ndarray | None, counts: tuple[int, ...], detections: Detections) -> Pairs:
-    """Solves the assignment of every layer and picture."""
+    """Solves the assignment of every layer and image."""
     N, _, Q = detections.boxes.shape[:3]
-    queries, targets, pictures, first = [], [], [], 0
-    for picture, count in enumerate(counts):
+    queries, targets, images, first = [], [], [], 0
+    for image, count in enumerate(counts):
         if not count:
             continue
-        solved = [linear_sum_assignment(cost[layer, picture, :, :count]) for layer in range(N)]
+        solved = [linear_sum_assignment(cost[layer, image, :, :count]) for layer in range(N)]
         queries.append(np.stack([rows for rows, _ in solved]))
         targets.append(np.stack([columns for _, columns in solved]) + first)
-        pictures.append(np.full(min(count, Q), picture))
+        images.append(np.full(min(count, Q), image))
         first += count
     device = detections.boxes.device
-    if not pictures:
+    if not images:
         empty = torch.zeros(N, 0, dtype=torch.int64, device=device)
         return Pairs(empty[0], empty, empty)
-    stacked = np.concatenate([np.concatenate(pictures)[None], np.concatenate(queries, 1), np.concatenate(targets, 1)])
-    picture, query, target = constant(stacked, device).split([1, N, N])
-    return Pairs(picture[0], query, target)
+    stacked = np.concatenate([np.concatenate(images)[None], np.concatenate(queries, 1), np.concatenate(targets, 1)])
+    image, query, target = constant_tensor(stacked, device).split([1, N, N])
+    return Pairs(image[0], query, target)
 
 
 def known_pairs(detections: Detections, targets: Targets, groups: list[QueryGroup]) -> Pairs:
     """Denoising needs no matching: in every group, the query in place j is a noised copy of object j (DINO, 3.3)."""
     N, counts = len(detections.boxes), np.array(targets.counts)
     target = np.arange(len(targets.labels))
-    place = target - np.repeat(counts.cumsum() - counts, counts)  # of an object within its picture
+    place = target - np.repeat(counts.cumsum() - counts, counts)  # of an object within its image
     starts = np.arange(len(groups)) * groups[0].size
     rows = (np.repeat(np.arange(len(counts)), counts), starts[:, None] + place, target)
     stacked = np.stack([np.broadcast_to(row, (len(groups), len(target))).ravel() for row in rows])
-    picture, query, target = constant(stacked, detections.boxes.device)
-    return Pairs(picture, query.expand(N, -1), target.expand(N, -1))
+    image, query, target = constant_tensor(stacked, detections.boxes.device)
+    return Pairs(image, query.expand(N, -1), target.expand(N, -1))

@@ -8,7 +8,7 @@ from models.criteria.hungarian_matcher import Pairs, Targets
 from models.registry import PARTS
 from models.structures import Detections
 from util.tensors.box_ops import cxcywh_to_xyxy, generalized_iou
-from util.tensors.device import constant
+from util.tensors.device import constant_tensor
 
 
 @PARTS.register
@@ -40,7 +40,7 @@ class FocalLoss:
 class SoftmaxCrossEntropy:
     """Cross entropy of all predictions, the unpaired ones being "no object", which is the last class (DETR, 3.1).
 
-    The mean over predictions and pictures, weighted by the wanted class; the number of boxes plays no part.
+    The mean over predictions and images, weighted by the wanted class; the number of boxes plays no part.
 
     Args:
         weight: its share in the total.
@@ -56,7 +56,7 @@ class SoftmaxCrossEntropy:
         N, nothing = len(logits), logits.shape[-1] - 1
         layer = torch.arange(N, device=logits.device)[:, None]
         labels = torch.full(logits.shape[:-1], nothing, device=logits.device)
-        labels = labels.index_put((layer, pairs.picture, pairs.query), targets.labels[pairs.target])
+        labels = labels.index_put((layer, pairs.image, pairs.query), targets.labels[pairs.target])
         surprise = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(N, -1)
         weights = torch.where(labels == nothing, self.no_object, 1.0).view(N, -1)
         return (surprise * weights).sum(1) / weights.sum(1)
@@ -102,10 +102,10 @@ def class_error(predicted: Detections, targets: Targets, pairs: Pairs) -> Tensor
 
 
 def cardinality_error(predicted: Detections, targets: Targets) -> Tensor:
-    """Mean absolute difference between a picture's objects and its predictions whose best class is not the last one.
+    """Mean absolute difference between an image's objects and its predictions whose best class is not the last one.
 
     DETR's diagnostic, kept for its curves: it means what it says only where the last class is "no object".
     """
     logits = predicted.logits[-1]
     counted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1).float()
-    return F.l1_loss(counted, constant(targets.counts, counted.device, torch.float32))
+    return F.l1_loss(counted, constant_tensor(targets.counts, counted.device, torch.float32))

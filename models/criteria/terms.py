@@ -19,6 +19,6 @@ class SampleScorePenalty:
         self.weight = weight
 
     def __call__(self, output: DetectorOutput, targets: Targets) -> Tensor:
-        """Scalar. Surplus tokens of pictures that take fewer count too, as in the paper's code."""
+        """Scalar. Surplus tokens of images that take fewer count too, as in the paper's code."""
         scores = output.aux["sample_scores"].float()
-        return scores.sum() / max(scores.numel(), 1)  # a picture of few tokens may take none
+        return scores.sum() / max(scores.numel(), 1)  # an image of few tokens may take none

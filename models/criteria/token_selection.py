@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from models.criteria.hungarian_matcher import Targets
 from models.registry import PARTS
 from models.structures import DetectorOutput, Sampling, TokenSelection
-from util.tensors.device import constant
+from util.tensors.device import constant_tensor
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def decoder_attention_map(samplings: list[Sampling], shapes: tuple[tuple[int, in
     weights = torch.stack([sampling.weights for sampling in samplings], 1).float()
     sizes = np.array(shapes)
     area = sizes.prod(1)
-    geometry = constant(np.stack([*sizes.T, area.cumsum() - area]), weights.device)
+    geometry = constant_tensor(np.stack([*sizes.T, area.cumsum() - area]), weights.device)
     height, width, start = geometry[..., None]  # (L, 1) each
     position = locations * torch.stack([width, height], -1)
     corner = position.floor()
@@ -48,7 +48,7 @@ def decoder_attention_map(samplings: list[Sampling], shapes: tuple[tuple[int, in
 
 
 def attention_target(attention: Tensor, selection: TokenSelection) -> Tensor:
-    """(B, S) decoder attention map -> (B, S), 1 for the tokens most looked at, as many as each picture keeps."""
+    """(B, S) decoder attention map -> (B, S), 1 for the tokens most looked at, as many as each image keeps."""
     attention = attention.masked_fill(selection.padding, attention.min() - 1)
     best = attention.topk(selection.chosen.shape[1], dim=1).indices
     return torch.zeros_like(attention).scatter(1, best, selection.kept.to(attention.dtype))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from models.layers.basic import MLP, init_xavier, start_alike
+from models.layers.basic import MLP, init_xavier, share_initial_biases
 from models.layers.position import box_sine_embedding
 from models.registry import PARTS
 from models.structures import Detections, Queries, TokenSet
@@ -34,7 +34,7 @@ class ConditionalDecoder(nn.Module):
         super().__init__()
         self.features = d_model // 2
         self.layers = nn.ModuleList([first_layer(), *(layer() for _ in range(num_layers - 1))])
-        start_alike(self.layers)
+        share_initial_biases(self.layers)
         self.norm = nn.LayerNorm(d_model)
         self.ref_point_head = MLP(d_model, d_model, 2)
         self.query_scale = MLP(d_model, d_model, d_model)

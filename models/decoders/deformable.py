@@ -5,18 +5,20 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from models.layers.basic import MLP, init_xavier, start_alike
+from models.layers.basic import MLP, init_xavier, share_initial_biases
 from models.layers.position import box_sine_embedding
 from models.registry import PARTS
 from models.structures import Detections, Pyramid, Queries
 
 
-def keep(head: nn.Module, hidden: Tensor, boxes: Tensor, anchor: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def no_refinement(
+    head: nn.Module, hidden: Tensor, boxes: Tensor, anchor: Tensor, reference: Tensor
+) -> tuple[Tensor, Tensor]:
     """References never move (Deformable DETR)."""
     return anchor, reference
 
 
-def iterative(
+def iterative_refinement(
     head: nn.Module, hidden: Tensor, boxes: Tensor, anchor: Tensor, reference: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The next layer starts from this one's boxes, without gradient (Deformable DETR, section 4.3)."""
@@ -31,7 +33,7 @@ def look_forward_twice(
     return moved, moved.detach()
 
 
-REFINEMENTS = {"none": keep, "iterative": iterative, "look_forward_twice": look_forward_twice}
+REFINEMENTS = {"none": no_refinement, "iterative": iterative_refinement, "look_forward_twice": look_forward_twice}
 
 
 @PARTS.register
@@ -61,7 +63,7 @@ class DeformableDecoder(nn.Module):
         refine: "none", "iterative" or "look_forward_twice": what becomes of the references from layer to layer.
         share_head: one head for all layers, or a copy for each.
         size_bias: bias of width and height in the first head before training: -2 where the first references are points,
-            whose boxes would else start half a picture wide.
+            whose boxes would else start half an image wide.
         query_pos: makes what derives a query's position from its box; None where the queries bring theirs.
         norm: whether hidden vectors are normed on their way to the heads (not to the next layer).
     """
@@ -83,7 +85,7 @@ class DeformableDecoder(nn.Module):
             raise ValueError(f"refine='{refine}' is none of {', '.join(REFINEMENTS)}")
         self.next_reference = REFINEMENTS[refine]
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
-        start_alike(self.layers)
+        share_initial_biases(self.layers)
         first = head()
         self.heads = nn.ModuleList(first if share_head else copy.deepcopy(first) for _ in range(num_layers))
         self.heads[0].set_size_bias(size_bias)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from models.layers.basic import start_alike
+from models.layers.basic import share_initial_biases
 from models.registry import PARTS
 from models.structures import Detections, Queries, TokenSet
 
@@ -26,7 +26,7 @@ class DenseDecoder(nn.Module):
     ):
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
-        start_alike(self.layers)
+        share_initial_biases(self.layers)
         self.norm = nn.LayerNorm(d_model)
         self.head = head()
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from models.layers.basic import start_alike
+from models.layers.basic import share_initial_biases
 from models.registry import PARTS
 from models.structures import Pyramid
 
@@ -21,7 +21,7 @@ class DeformableEncoder(nn.Module):
     def __init__(self, layer: Callable[[], nn.Module], num_layers: int = 6):
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
-        start_alike(self.layers)
+        share_initial_biases(self.layers)
 
     def forward(self, pyramid: Pyramid) -> tuple[Pyramid, dict]:
         """Updates every token."""

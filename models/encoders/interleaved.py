@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from models.layers.basic import start_alike
+from models.layers.basic import share_initial_biases
 from models.registry import PARTS
 from models.structures import Pyramid
 
@@ -46,7 +46,7 @@ class InterleavedEncoder(nn.Module):
             last_layer(high_levels=high_levels) if self._ends_block(index) else layer() for index in range(num_layers)
         )
         for ends in (False, True):
-            start_alike([layer for index, layer in enumerate(self.layers) if self._ends_block(index) == ends])
+            share_initial_biases([layer for index, layer in enumerate(self.layers) if self._ends_block(index) == ends])
 
     def _ends_block(self, index: int) -> bool:
         return (index + 1) % self.layers_per_block == 0

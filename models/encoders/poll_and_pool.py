@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.registry import PARTS
-from models.structures import Pyramid, TokenSet, first_ranks
+from models.structures import Pyramid, TokenSet, first_ranks_mask, gather_tokens
 
 
 @PARTS.register
@@ -21,7 +21,7 @@ class PollAndPool(nn.Module):
     Args:
         d_model: channels.
         base: makes the encoder that reads the shorter sequence.
-        ratio: share of a picture's tokens that is taken in evaluation.
+        ratio: share of an image's tokens that is taken in evaluation.
         training_ratios: lowest and highest share in training, where every batch draws its own.
         num_pooled: how many vectors the rest becomes.
     """
@@ -49,16 +49,16 @@ class PollAndPool(nn.Module):
         """Samples, then encodes.
 
         Returns:
-            K taken tokens and num_pooled sums per picture, K being the most that a picture of the batch takes; and
-            under "sample_scores" and "sample_index" (B, K) the taken tokens' scores and places. In pictures that take
+            K taken tokens and num_pooled sums per image, K being the most that an image of the batch takes; and
+            under "sample_scores" and "sample_index" (B, K) the taken tokens' scores and places. In images that take
             fewer, the surplus is padding to what follows.
         """
         counts, scores = self.counts(pyramid), self.scores(pyramid)
         order = scores.detach().masked_fill(pyramid.padding, -1).argsort(dim=1, descending=True)
-        taken = first_ranks(tuple(counts), order.shape[1], scores.device)
+        taken = first_ranks_mask(tuple(counts), order.shape[1], scores.device)
         ranked = TokenSet(
-            _gather(F.layer_norm(pyramid.tokens, pyramid.tokens.shape[-1:]), order),
-            _gather(pyramid.pos, order),
+            gather_tokens(F.layer_norm(pyramid.tokens, pyramid.tokens.shape[-1:]), order),
+            gather_tokens(pyramid.pos, order),
             pyramid.padding.gather(1, order),
         )
         polled, first_left = slice(0, max(counts)), slice(min(counts), None)
@@ -75,7 +75,7 @@ class PollAndPool(nn.Module):
         return memory, {**extra, "sample_scores": sample_scores, "sample_index": order[:, polled]}
 
     def counts(self, pyramid: Pyramid) -> list[int]:
-        """How many tokens of each picture are taken: its share, in float32 and cut off, as in the paper's code."""
+        """How many tokens of each image are taken: its share, in float32 and cut off, as in the paper's code."""
         ratio = self.ratio
         if self.training:
             ratio = torch.empty(()).uniform_(*self.training_ratios).item()
@@ -83,7 +83,7 @@ class PollAndPool(nn.Module):
         return (valid * ratio).long().tolist()
 
     def scores(self, pyramid: Pyramid) -> Tensor:
-        """(B, S) in (0, 1), float32: how much a token says about the picture."""
+        """(B, S) in (0, 1), float32: how much a token says about the image."""
         column = pyramid.tokens.transpose(1, 2)[..., None]  # (B, C, S, 1): every token is a pixel to a 1x1 convolution
         return self.score_pred_net(column)[:, 0, :, 0].float().sigmoid()
 
@@ -94,8 +94,3 @@ class PollAndPool(nn.Module):
         logits = logits.masked_fill(left_out[..., None], torch.finfo(logits.dtype).min)
         weights = logits.softmax(1).transpose(1, 2)  # (B, num_pooled, R)
         return weights @ self.v_proj(tokens), weights @ pos
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, S, C) by (B, N) -> (B, N, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

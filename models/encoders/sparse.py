@@ -6,18 +6,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.layers.basic import pick, start_alike
+from models.layers.basic import share_initial_biases
 from models.layers.scoring import TokenScorer
 from models.registry import PARTS
-from models.structures import Detections, Pyramid, TokenSelection
+from models.structures import Detections, Pyramid, TokenSelection, gather_tokens
 
 
 @PARTS.register
 class SparseEncoder(nn.Module):
     """Deformable attention from the best-scored tokens to all levels (Sparse DETR, sections 3.2 to 3.4).
 
-    A picture keeps `keep_ratio` of its own tokens. In a batch all pictures carry as many asking tokens as the largest
-    one keeps; what the surplus ones of smaller pictures become is supervised but never enters the memory.
+    An image keeps `keep_ratio` of its own tokens. In a batch all images carry as many asking tokens as the largest
+    one keeps; what the surplus ones of smaller images become is supervised but never enters the memory.
 
     Args:
         d_model: channels.
@@ -45,7 +45,7 @@ class SparseEncoder(nn.Module):
         self.features = features()
         self.scorer = TokenScorer(d_model)
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
-        start_alike(self.layers)
+        share_initial_biases(self.layers)
         first = head() if head else None
         self.heads = nn.ModuleList(copy.deepcopy(first) for _ in range(num_layers - 1) if first)
 
@@ -59,8 +59,8 @@ class SparseEncoder(nn.Module):
         anchors, usable = pyramid.anchors()
         selection = self.select(pyramid, usable)
         chosen, kept = selection.chosen, selection.kept
-        tokens = untouched = pick(pyramid.tokens, chosen)
-        pos, reference = pick(pyramid.pos, chosen), pyramid.on_levels(pick(pyramid.centers(), chosen))
+        tokens = untouched = gather_tokens(pyramid.tokens, chosen)
+        pos, reference = gather_tokens(pyramid.pos, chosen), pyramid.on_levels(gather_tokens(pyramid.centers(), chosen))
         rows = chosen[..., None].expand_as(tokens)
         answers = []
         for layer in self.layers:
@@ -70,10 +70,10 @@ class SparseEncoder(nn.Module):
             pyramid = pyramid.with_tokens(pyramid.tokens.scatter(1, rows, written))
         if not (self.heads and torch.is_grad_enabled()):
             return pyramid, {"selection": selection}
-        return pyramid, {"selection": selection, "encoder": self._detect(answers, pick(anchors, chosen))}
+        return pyramid, {"selection": selection, "encoder": self._detect(answers, gather_tokens(anchors, chosen))}
 
     def select(self, pyramid: Pyramid, usable: Tensor) -> TokenSelection:
-        """Scores all tokens and chooses the best of each picture.
+        """Scores all tokens and chooses the best of each image.
 
         Args:
             usable: (B, S) bool, as from `pyramid.anchors()`.

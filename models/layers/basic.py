@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 @torch.no_grad()
-def start_alike(layers: Sequence[nn.Module]):
+def share_initial_biases(layers: Sequence[nn.Module]):
     """Gives layers of one kind, of which there may be none, the biases of the first.
 
     So they start in the papers' code: as copies of one layer, of which the matrices alone are drawn anew.
@@ -89,11 +89,6 @@ def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """log(x / (1 - x)), with both kept at `eps` or more so that 0 and 1 stay finite."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
-
-
-def pick(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, S, C) by (B, Q) -> (B, Q, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def init_xavier(module: nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling, Shapes
-from util.tensors.cache import remembered
-from util.tensors.device import constant
+from util.tensors.cache import cached
+from util.tensors.device import constant_tensor
 
 
 class DeformableAttention(nn.Module):
@@ -74,10 +74,10 @@ class DeformableAttention(nn.Module):
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
 
 
-@remembered
+@cached
 def _pixels(shapes: Shapes, num_points: int, device) -> Tensor:
     """(L * P * 2,): width and height of every point's map, in pixels."""
-    sizes = constant([(w, h) for h, w in shapes], device, torch.float32)
+    sizes = constant_tensor([(w, h) for h, w in shapes], device, torch.float32)
     return sizes[:, None].expand(-1, num_points, -1).flatten()
 
 

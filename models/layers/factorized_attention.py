@@ -12,7 +12,7 @@ from torchvision.ops import StochasticDepth
 from models.layers.basic import GELUMLP, Recomputable
 
 
-def map_of(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
+def tokens_to_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
     """The map among tokens (B, N, C), as (B, C, H, W)."""
     return tokens[:, tokens.shape[1] - shape[0] * shape[1] :].transpose(1, 2).unflatten(2, shape)
 
@@ -32,7 +32,7 @@ class ConvPosition(nn.Module):
 
     def forward(self, tokens: Tensor, shape: tuple[int, int]) -> Tensor:
         """Tokens (B, N, C) -> tokens; class tokens stay as they are."""
-        image = map_of(tokens, shape)
+        image = tokens_to_map(tokens, shape)
         return with_map(tokens, image + self.proj(image))
 
 
@@ -55,7 +55,7 @@ class RelativePosition(nn.Module):
 
     def forward(self, q: Tensor, v: Tensor, shape: tuple[int, int]) -> Tensor:
         """Queries and values (B, N, C) -> (B, N, C), zero for class tokens."""
-        parts = map_of(v, shape).split(self.splits, 1)
+        parts = tokens_to_map(v, shape).split(self.splits, 1)
         seen = torch.cat([conv(part) for conv, part in zip(self.conv_list, parts, strict=True)], 1)
         seen = seen.flatten(2).transpose(1, 2)
         classes = v.shape[1] - seen.shape[1]

@@ -1,4 +1,4 @@
-"""Sine encodings of positions in a picture, of points and of boxes."""
+"""Sine encodings of positions in an image, of points and of boxes."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models.registry import PARTS
-from models.structures import Shapes, padding_of
-from util.tensors.cache import remembered
+from models.structures import Shapes, padding_mask
+from util.tensors.cache import cached
 
 
 def sine_features(values: Tensor, features: int, temperature: float) -> Tensor:
@@ -57,17 +57,17 @@ class SinePosition(nn.Module):
         self.temperature = temperature
 
     def forward(self, extents: Shapes, shape: tuple[int, int], device) -> Tensor:
-        """Of a map (H, W) of which the pictures cover (h, w) each: (B, d_model, H, W) float32, stored channels last."""
+        """Of a map (H, W) of which the images cover (h, w) each: (B, d_model, H, W) float32, stored channels last."""
         settings = self.features, self.offset, self.temperature
         return torch.stack([_positions(extent, shape, device, *settings) for extent in extents]).permute(0, 3, 1, 2)
 
 
-@remembered
+@cached
 def _positions(
     extent: tuple[int, int], shape: tuple[int, int], device, features: int, offset: float, temperature: float
 ) -> Tensor:
     """(H, W, d_model)."""
-    inside = ~padding_of((extent,), shape, device)
+    inside = ~padding_mask((extent,), shape, device)
     encoded = []
     for axis in (1, 2):
         count = inside.cumsum(axis).float()  # whole numbers are summed in one order only, on GPUs too

@@ -23,7 +23,7 @@ class ProposalFeatures(nn.Module):
 class TokenScorer(nn.Module):
     """How much a decoder will look at each token (Sparse DETR, section 3.3 and appendix A).
 
-    Half of a token's features describe the token, the other half is replaced by its mean over the picture's sequence,
+    Half of a token's features describe the token, the other half is replaced by its mean over the image's sequence,
     padding included.
     """
 

@@ -1,7 +1,7 @@
 """The two attentions as operators of PyTorch: their signatures, the shapes they return, their gradients, their cost.
 
 Compiled kernels attach themselves to these operators. Tensors on the meta device, which have shapes and no values, pass
-through them always, so that counting multiply-adds computes nothing.
+through them always, so that counting MACs computes nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -166,7 +166,7 @@ torch.library.register_autograd(
 
 # ----------------------------------------------------------------------------------------------------------------- cost
 # In two operations per multiply-add, as torch.utils.flop_counter counts everywhere. A bilinear sample is four
-# multiply-adds. Weighing the samples is elementwise in the papers' plain attention and counts nothing there; in their
+# MACs. Weighing the samples is elementwise in the papers' plain attention and counts nothing there; in their
 # key-aware attention it is two matrix products, and keys and values are sampled separately.
 
 

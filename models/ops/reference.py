@@ -43,6 +43,6 @@ def _samples(value: Tensor, shapes: Shapes, locations: Tensor) -> Iterator[Tenso
     maps = value.to(dtype).permute(0, 2, 3, 1).reshape(N * M, D, -1)
     start = 0
     for level, (h, w) in enumerate(shapes):
-        picture = maps[:, :, start : start + h * w].reshape(N * M, D, h, w)
-        yield F.grid_sample(picture, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        image = maps[:, :, start : start + h * w].reshape(N * M, D, h, w)
+        yield F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
         start += h * w

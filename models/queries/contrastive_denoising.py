@@ -10,21 +10,21 @@ from models.layers.basic import inverse_sigmoid
 from models.registry import PARTS
 from models.structures import Pyramid, Queries, QueryGroup
 from util.tensors.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
-from util.tensors.device import constant
+from util.tensors.device import constant_tensor
 
 
 @PARTS.register
 class WithDenoising(nn.Module):
     """Puts denoising groups before the queries that another maker makes.
 
-    Each group holds, for every object of the picture, a positive (little noise, to be restored) and a negative (more
-    noise, to be rejected). A group is as long as the picture with most objects needs; the slots of the others stay
+    Each group holds, for every object of the image, a positive (little noise, to be restored) and a negative (more
+    noise, to be rejected). A group is as long as the image with most objects needs; the slots of the others stay
     empty and are, as in DINO, seen by their group all the same.
 
     Args:
         base: makes the maker of the matching queries, whose `pos` must be None.
         d_model, num_classes: channels, and labels to draw from.
-        dn_number: positives per picture, about; as many groups as fit, or 2 * dn_number groups where that is under 100.
+        dn_number: positives per image, about; as many groups as fit, or 2 * dn_number groups where that is under 100.
         label_noise_ratio: half of it is the share of labels that are drawn anew.
         box_noise_scale: 1 moves the corners of a positive by up to half the box, those of a negative by up to a whole.
         eps: how near to 0 and 1 a noised coordinate may come.
@@ -63,7 +63,7 @@ class WithDenoising(nn.Module):
     def noised(self, targets: list[dict]) -> tuple[Tensor, Tensor, tuple[QueryGroup, ...]]:
         """Content (B, R, C), boxes (B, R, 4) in (0, 1) and groups of the denoising queries.
 
-        With most objects m in a picture and G groups, R = 2 * G * m. Object j of a picture has its positive of group g
+        With most objects m in an image and G groups, R = 2 * G * m. Object j of an image has its positive of group g
         at 2 * g * m + j, its negative m further.
         """
         counts = [len(target["labels"]) for target in targets]
@@ -76,13 +76,13 @@ class WithDenoising(nn.Module):
         negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
         boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
 
-        place = np.concatenate([np.arange(count) for count in counts])  # of an object within its picture
+        place = np.concatenate([np.arange(count) for count in counts])  # of an object within its image
         slots = (longest * np.arange(repeats)[:, None] + place).ravel()
-        pictures = np.tile(np.repeat(np.arange(len(counts)), counts), repeats)
-        picture, slot = constant(np.stack([pictures, slots]), boxes.device)
+        images = np.tile(np.repeat(np.arange(len(counts)), counts), repeats)
+        image, slot = constant_tensor(np.stack([images, slots]), boxes.device)
         embedded = self.label_embed(labels)
-        content = embedded.new_zeros(len(counts), size, embedded.shape[-1]).index_put((picture, slot), embedded)
-        reference = boxes.new_full((len(counts), size, 4), 0.5).index_put((picture, slot), boxes)
+        content = embedded.new_zeros(len(counts), size, embedded.shape[-1]).index_put((image, slot), embedded)
+        reference = boxes.new_full((len(counts), size, 4), 0.5).index_put((image, slot), boxes)
         return content, reference, (QueryGroup("denoising", 2 * longest, private=True),) * groups
 
     def _num_groups(self, longest: int) -> int:

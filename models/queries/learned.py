@@ -1,4 +1,4 @@
-"""Queries that are learned and the same for every picture."""
+"""Queries that are learned and the same for every image."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class LearnedPointQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Pyramid, targets: list[dict] | None) -> tuple[Queries, dict]:
-        """The same queries for each of the B pictures."""
+        """The same queries for each of the B images."""
         pos, content = self.embed.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
         reference: Tensor = self.reference_points(pos).float().sigmoid()
         return Queries(content, pos, reference, self.groups), {}
@@ -46,6 +46,6 @@ class LearnedQueries(nn.Module):
         self.embed = nn.Embedding(num_queries, d_model)
 
     def forward(self, memory: TokenSet, targets: list[dict] | None) -> tuple[Queries, dict]:
-        """The same queries for each of the B pictures."""
+        """The same queries for each of the B images."""
         pos = self.embed.weight.expand(len(memory.tokens), -1, -1)
         return Queries(torch.zeros_like(pos), pos, None, self.groups), {}

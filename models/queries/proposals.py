@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.layers.basic import init_xavier, pick
+from models.layers.basic import init_xavier
 from models.layers.position import box_sine_embedding
 from models.registry import PARTS
-from models.structures import Detections, Pyramid, Queries, QueryGroup
+from models.structures import Detections, Pyramid, Queries, QueryGroup, gather_tokens
 
 SCORES = {
     "first": lambda logits: logits[..., 0],
@@ -23,7 +23,7 @@ class TopKProposals(nn.Module):
     Unusable and padded tokens share one score and can be chosen too, as in the papers' code.
 
     Args:
-        num_queries: how many tokens are chosen; all of them where a picture has fewer.
+        num_queries: how many tokens are chosen; all of them where an image has fewer.
         head: makes the head that scores tokens and places their boxes.
         init: makes what turns chosen tokens and their boxes into queries: FromBox, FromMemory, LearnedContent, ...
         features: makes what projects tokens before they are scored.
@@ -60,7 +60,7 @@ class TopKProposals(nn.Module):
         self.init = init(num_queries=num_queries + num_one2many)
 
     def forward(self, memory: Pyramid, targets: list[dict] | None) -> tuple[Queries, dict]:
-        """Chooses the best tokens of each picture.
+        """Chooses the best tokens of each image.
 
         While training, with targets, or with gradients enabled, the site "proposals" holds what the criterion
         supervises; otherwise only the chosen tokens are looked at.
@@ -73,15 +73,15 @@ class TopKProposals(nn.Module):
         supervised = torch.is_grad_enabled() or targets is not None
         if supervised and self.boxes_of == "all":
             shifted = self.head.shift(features, anchors)
-            references = pick(shifted, chosen)
+            references = gather_tokens(shifted, chosen)
         else:
-            shifted = references = self.head.shift(pick(features, chosen), pick(anchors, chosen))
-        content, pos = self.init(references.detach(), pick(memory.tokens, chosen))
+            shifted = references = self.head.shift(gather_tokens(features, chosen), gather_tokens(anchors, chosen))
+        content, pos = self.init(references.detach(), gather_tokens(memory.tokens, chosen))
         queries = Queries(content, pos, references.detach().sigmoid(), groups)
         if not supervised:
             return queries, {}
         if self.supervise == "chosen":
-            logits, shifted = pick(logits, chosen), references
+            logits, shifted = gather_tokens(logits, chosen), references
         return queries, {"proposals": Detections(logits, shifted.sigmoid())[None]}
 
     def groups(self, tokens: int) -> tuple[QueryGroup, ...]:

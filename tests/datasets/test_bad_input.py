@@ -11,18 +11,18 @@ from PIL import Image
 from datasets import validate
 from datasets.annotations import read_annotations
 from datasets.categories import Categories
-from datasets.coco import BrokenPictureError, DetectionDataset, Limits
+from datasets.coco import CorruptImageError, DetectionDataset, Limits
 from datasets.loader import build_dataset, build_loader, check_dataset
 from datasets.transforms import EvalTransform
 from models import build_criterion, build_detector, build_postprocessor
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from util.checkpoints.files import CheckpointError, load_strictly, read_checkpoint
 from util.cli.arguments import parse_arguments
-from util.cli.options import TrainingOptions
 from util.config import ConfigError, load_config, parse_options
-from util.config.registry import call
+from util.config.registry import call_with_config
 from util.tensors.image_batch import ImageBatch
 from util.training.optimizer import build_optimizer, build_schedule
+from util.training.options import TrainingOptions
 
 CONFIG = "config/small/lite_dino_r18_shapes.py"
 DEFORMABLE = "config/deformable_detr/deformable_detr_r50.py"
@@ -36,7 +36,7 @@ def entry(**change):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data set of three pictures; returns its folder."""
+    """A data set of three images; returns its folder."""
     (tmp_path / "train2017").mkdir()
     (tmp_path / "annotations").mkdir()
     for i in range(3):
@@ -58,7 +58,7 @@ def write(root, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": []}, "lists no pictures"),
+        ({"images": []}, "lists no images"),
         ({"images": None}, "it has no list 'images'"),
         ({"images": {}}, "it has no list 'images'"),
         ({"images": ["0.png"]}, r"images\[0\] has no 'file_name'"),
@@ -115,10 +115,10 @@ def test_files_that_are_not_json_are_named(root, text, message):
         (entry(bbox=[1, 2, float("nan"), 4]), "not finite"),
         (entry(bbox=[1, 2, float("inf"), 4]), "not finite"),
         (entry(area=float("nan")), "not finite"),
-        (entry(bbox=[50, 2, 3, 4]), "boxes outside of their picture"),
-        (entry(bbox=[-9, 2, 3, 4]), "boxes outside of their picture"),
+        (entry(bbox=[50, 2, 3, 4]), "boxes outside of their image"),
+        (entry(bbox=[-9, 2, 3, 4]), "boxes outside of their image"),
         (entry(category_id=3), r"a category that is not listed \(object 5 of category 3 on 0.png"),
-        (entry(image_id=99), r"a picture that is not listed \(object 5 of category 1 on image 99"),
+        (entry(image_id=99), r"an image that is not listed \(object 5 of category 1 on image 99"),
         (entry(bbox=[1, 2, 3]), r"without a usable bbox.*\(annotations\[1\]"),
         (entry(bbox=[1, 2, 3, "wide"]), "without a usable bbox"),
         (entry(bbox=None), "without a usable bbox"),
@@ -157,7 +157,7 @@ def test_categories_that_cannot_be_numbered(listed, convention, message):
         Categories.of(listed, convention)
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 
 def dataset(root, training=True, limits=None, **change):
@@ -173,7 +173,7 @@ def named(name):
     ("content", "message"),
     [
         (b"", "1.png: cannot be read: the file is empty"),
-        (b"no picture", "1.png: cannot be read: not a picture of a known format"),
+        (b"no image", "1.png: cannot be read: not an image of a known format"),
         (b"GIF89a" + bytes(40), "1.png: cannot be read: "),
         (b"\x89PNG\r\n\x1a\n" + bytes(20), "1.png: cannot be read: "),
         ("half", "1.png: cannot be read: "),
@@ -183,7 +183,7 @@ def named(name):
         ("folder", "1.png: cannot be read: .*Is a directory"),
     ],
 )
-def test_pictures_that_cannot_be_read_say_why(root, content, message):
+def test_images_that_cannot_be_read_say_why(root, content, message):
     path = root / "train2017/1.png"
     if content == "half":
         path.write_bytes(path.read_bytes()[:60])
@@ -197,22 +197,22 @@ def test_pictures_that_cannot_be_read_say_why(root, content, message):
             path.mkdir()
     else:
         path.write_bytes(content)
-    with pytest.raises(BrokenPictureError, match=message):
-        dataset(root).picture(1)
+    with pytest.raises(CorruptImageError, match=message):
+        dataset(root).load_image(1)
     assert int(dataset(root)[1][1]["image_id"]) == 2
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", ".."])
 def test_names_cannot_leave_the_folder(root, name):
     Image.new("RGB", (40, 30)).save(root / "secret.png")
-    with pytest.raises(BrokenPictureError, match="leads out of the picture folder"):
-        dataset(root, **named(name)).picture(0)
+    with pytest.raises(CorruptImageError, match="leads out of the image folder"):
+        dataset(root, **named(name)).load_image(0)
 
 
-def test_too_many_broken_pictures_stop_training_and_are_named(root):
+def test_too_many_broken_images_stop_training_and_are_named(root):
     for i in range(3):
         (root / f"train2017/{i}.png").write_bytes(b"")
-    with pytest.raises(BrokenPictureError, match="(?s)2 pictures in a row.*data.broken.in_a_row.*1.png.*2.png"):
+    with pytest.raises(CorruptImageError, match="(?s)2 images in a row.*data.corrupt.in_a_row.*1.png.*2.png"):
         dataset(root, limits=Limits(in_a_row=2))[1]
     Image.new("RGB", (40, 30)).save(root / "train2017/2.png")
     loader = build_loader(dataset(root, limits=Limits(files=2)), 1, workers=0)
@@ -221,7 +221,7 @@ def test_too_many_broken_pictures_stop_training_and_are_named(root):
         assert len(list(loader)) == 3
     loader = build_loader(dataset(root, limits=Limits(files=1)), 1, workers=0)
     with pytest.raises(
-        BrokenPictureError, match="(?s)2 pictures cannot be read.*data.broken.files.*the first:.*png.*png"
+        CorruptImageError, match="(?s)2 images cannot be read.*data.corrupt.files.*the first:.*png.*png"
     ):
         list(loader)
 
@@ -237,7 +237,7 @@ def options(root, **more):
     ("change", "message"),
     [
         ({"data.root": 3}, "data: root=3 should be the path of a folder; give it with --coco_path"),
-        ({"data.root": "absent"}, r"(?s)data.train: no picture folder absent/train2017.*--coco_path"),
+        ({"data.root": "absent"}, r"(?s)data.train: no image folder absent/train2017.*--coco_path"),
         ({"data.train": None}, r"data.train: expected dict\(images=FOLDER, annotations=FILE\), found None"),
         ({"data.train.annotations": "none.json"}, "data.train: .*none.json: there is no such annotation file"),
         ({"data.train.annotations": "train2017/0.png"}, "data.train: .*0.png: not a JSON file"),
@@ -253,8 +253,8 @@ def options(root, **more):
         ({"data.augment.crop": {"scales": (400,)}}, "should name scales, min_size and max_size"),
         ({"data.augment.crop": {"scales": (20,), "min_size": 24, "max_size": 48}}, "larger than the smallest"),
         ({"data.augment.crop": {"scales": (50,), "min_size": 24, "max_size": 20}}, "crop.max_size=20 is less"),
-        ({"data.broken.files": "many"}, "data.broken: Limits: files='many' should be int"),
-        ({"data.broken.in_a_row": 0}, "in_a_row=0 must be 1 or more"),
+        ({"data.corrupt.files": "many"}, "data.corrupt: Limits: files='many' should be int"),
+        ({"data.corrupt.in_a_row": 0}, "in_a_row=0 must be 1 or more"),
     ],
 )
 def test_data_options_that_make_no_sense(root, change, message):
@@ -270,20 +270,18 @@ def test_batches_that_cannot_be_made(root, size, message):
         build_loader(dataset(root), size, workers=0)
 
 
-def test_missing_pictures_are_found_before_training(root):
+def test_missing_images_are_found_before_training(root):
     (root / "train2017/1.png").unlink()
     (root / "train2017/2.png").unlink()
     found = check_dataset(dataset(root), queries=0)
     said = [str(problem) for problem in found if not problem.harmless]
     assert len(said) == 2
-    assert re.search(
-        r"1 pictures with more objects than the model's 0 queries \(0.png with 1\): .*num_queries", said[0]
-    )
-    assert re.search(r"2 pictures that are not in .*train2017 \(1.png, 2.png\): replaced", said[1])
-    with pytest.raises(ConfigError, match=r"only 1 of its 3 pictures.*missing: 1.png.*--fix.*data.broken.files"):
+    assert re.search(r"1 images with more objects than the model's 0 queries \(0.png with 1\): .*num_queries", said[0])
+    assert re.search(r"2 images that are not in .*train2017 \(1.png, 2.png\): replaced", said[1])
+    with pytest.raises(ConfigError, match=r"only 1 of its 3 images.*missing: 1.png.*--fix.*data.corrupt.files"):
         check_dataset(dataset(root, limits=Limits(files=1)), None)
     (root / "train2017/0.png").unlink()
-    with pytest.raises(ConfigError, match=r"none of its 3 pictures are in .*Is it the right folder"):
+    with pytest.raises(ConfigError, match=r"none of its 3 images are in .*Is it the right folder"):
         check_dataset(dataset(root, training=False), None)
 
 
@@ -355,7 +353,7 @@ def test_recipes_that_make_no_sense(section, change, message):
         "training": (TrainingOptions, {}),
     }[section]
     with pytest.raises(ConfigError, match=message):
-        call(target, cfg[section], where=section, **more)
+        call_with_config(target, cfg[section], where=section, **more)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +431,7 @@ def test_key_aware_arguments_that_do_not_fit_are_named(change, message):
 
 
 @pytest.mark.parametrize("images", [[], [torch.zeros(30, 40)]])
-def test_batches_are_lists_of_pictures(images):
+def test_batches_are_lists_of_images(images):
     with pytest.raises(ValueError, match=r"a batch is a list of \(3, h, w\) tensors, got shapes"):
         ImageBatch.of(images)
 
@@ -494,7 +492,7 @@ def test_command_lines_that_make_no_sense(words, message, capsys):
     [
         (["{root}/absent.json"], "absent.json: there is no such annotation file"),
         (["{root}/train2017"], "train2017: there are no annotations/instances_.*--images"),
-        (["{file}", "--images", "{root}/absent"], "absent: there is no such picture folder; give it with --images"),
+        (["{file}", "--images", "{root}/absent"], "absent: there is no such image folder; give it with --images"),
         (["{file}", "--images", "{root}/train2017", "--fix", "{file}"], "--fix writes a copy, and does not replace"),
     ],
 )

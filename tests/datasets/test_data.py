@@ -1,4 +1,4 @@
-"""Reading, augmenting and batching: what comes out right, and what is said of what is broken."""
+"""Reading, augmenting and batching: what comes out right, and what is said of what is corrupt."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ from PIL import ExifTags, Image
 
 from datasets.annotations import read_annotations
 from datasets.categories import COCO, Categories
-from datasets.coco import BrokenPictureError, DetectionDataset
+from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.loader import Batch, build_dataset, build_loader
 from datasets.samplers import EvalSampler, TrainSampler
-from datasets.shapes import CLASSES, draw_picture, make_shapes
+from datasets.shapes import CLASSES, draw_image, make_shapes
 from datasets.transforms import EvalTransform, Sample, TrainTransform, resized_shape
 from util.config import ConfigError, load_config
 
@@ -28,14 +28,14 @@ CELLS = [{"id": 1, "name": "red"}, {"id": 7, "name": "white"}]
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data set of three 40x30 pictures with two boxes each, as COCO lays it out; returns a way to change it."""
+    """A data set of three 40x30 images with two boxes each, as COCO lays it out; returns a way to change it."""
 
     def make(content=None, layout="", annotations=None, **entry):
-        pictures = tmp_path / layout / "train2017"
-        pictures.mkdir(parents=True, exist_ok=True)
+        folder = tmp_path / layout / "train2017"
+        folder.mkdir(parents=True, exist_ok=True)
         for i in range(3):
             pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(pictures / f"{i}.png")
+            Image.fromarray(pixels).save(folder / f"{i}.png")
         if annotations is None:
             boxes = [(i, [4, 5, 10, 12]) for i in range(3)] + [(i, [20, 6, 8, 8]) for i in range(3)]
             annotations = [
@@ -104,7 +104,7 @@ def test_crowds_are_kept_for_evaluation_only(folder):
     assert data.annotations.crowd.tolist() == [False, True]
 
 
-def test_boxes_are_cut_to_the_picture(folder):
+def test_boxes_are_cut_to_the_image(folder):
     _, target = dataset(folder(annotations=[entry(bbox=[35, 25, 20, 20]), entry(bbox=[50, 5, 5, 5])]))[0]
     torch.testing.assert_close(target["boxes"], torch.tensor([[37.5 / 40, 27.5 / 30, 5 / 40, 5 / 30]]))
 
@@ -122,18 +122,18 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_unreadable_pictures_are_replaced_in_training_and_reported(folder, cached):
+def test_unreadable_images_are_replaced_in_training_and_reported(folder, cached):
     root = folder()
-    (root / "train2017/1.png").write_bytes(b"no picture")
+    (root / "train2017/1.png").write_bytes(b"no image")
     image, target = dataset(root, cached=cached)[1]
     assert target["image_id"].item() == 2
-    assert "1.png: cannot be read" in target["broken"][0]
+    assert "1.png: cannot be read" in target["corrupt"][0]
     image, target = dataset(root, training=False, cached=cached)[1]
     assert image is None
     assert target["image_id"].item() == 1
     (root / "train2017/0.png").unlink()
     (root / "train2017/2.png").write_bytes((root / "train2017/2.png").read_bytes()[:200])
-    with pytest.raises(BrokenPictureError, match="10 pictures in a row"):
+    with pytest.raises(CorruptImageError, match="10 images in a row"):
         dataset(root, cached=cached)[1]
 
 
@@ -146,7 +146,7 @@ GRAY = np.repeat(np.asarray(Image.fromarray(QUARTERS).convert("L"))[..., None], 
 
 def stored(mode):
     """QUARTERS encoded as a file of some mode."""
-    picture, buffer = Image.fromarray(QUARTERS), io.BytesIO()
+    image, buffer = Image.fromarray(QUARTERS), io.BytesIO()
     if mode == "16 bits":
         Image.fromarray(GRAY[..., 0].astype(np.uint16) * 257).save(buffer, "PNG")
     elif mode == "16 bits, other byte order":
@@ -161,19 +161,19 @@ def stored(mode):
         packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
         buffer.write(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
     elif mode == "palette, transparent":
-        picture.quantize(8).save(buffer, "PNG", transparency=bytes([0, 128, 255, 255]))
+        image.quantize(8).save(buffer, "PNG", transparency=bytes([0, 128, 255, 255]))
     elif mode == "P":
-        picture.quantize(8).save(buffer, "PNG")
+        image.quantize(8).save(buffer, "PNG")
     elif mode == "palette, GIF":
-        picture.quantize(8).save(buffer, "GIF", transparency=1)
+        image.quantize(8).save(buffer, "GIF", transparency=1)
     elif mode in ("RGBA", "LA"):
-        picture = picture.convert(mode)
-        picture.putalpha(100)
-        picture.save(buffer, "PNG")
+        image = image.convert(mode)
+        image.putalpha(100)
+        image.save(buffer, "PNG")
     elif mode in ("CMYK", "YCbCr"):
-        picture.convert(mode).save(buffer, "JPEG", quality=100, subsampling=0)
+        image.convert(mode).save(buffer, "JPEG", quality=100, subsampling=0)
     else:
-        picture.convert(mode).save(buffer, "PNG")
+        image.convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -189,9 +189,9 @@ def stored(mode):
 def test_every_mode_becomes_the_same_rgb(folder, mode, colours):
     root = folder()
     (root / "train2017/0.png").write_bytes(stored(mode))
-    picture = dataset(root).picture(0)
-    assert (picture.mode, picture.size) == ("RGB", (40, 30))
-    pixels = np.asarray(picture).astype(int)
+    image = dataset(root).load_image(0)
+    assert (image.mode, image.size) == ("RGB", (40, 30))
+    pixels = np.asarray(image).astype(int)
     if colours is None:
         assert set(np.unique(pixels)) == {0, 255}
     else:
@@ -204,12 +204,12 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
-"""EXIF orientations, and how a picture is stored under each that is to be shown upright."""
+"""EXIF orientations, and how an image is stored under each that is to be shown upright."""
 
 
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_turned_pictures_are_read_as_their_listed_size_says(folder, turn, format):
+def test_turned_images_are_read_as_their_listed_size_says(folder, turn, format):
     root, exif = folder(), Image.Exif()
     exif[ExifTags.Base.Orientation] = turn
     turned = Image.fromarray(QUARTERS).transpose(TURNS[turn])
@@ -217,7 +217,7 @@ def test_turned_pictures_are_read_as_their_listed_size_says(folder, turn, format
         turned.save(root / "train2017" / name, format, exif=exif)
     data = dataset(root)
     data.annotations.sizes[1] = (turned.height, turned.width)  # listed as it is stored
-    shown, as_stored = (np.asarray(data.picture(index)).astype(int) for index in (0, 1))
+    shown, as_stored = (np.asarray(data.load_image(index)).astype(int) for index in (0, 1))
     corners = np.s_[[2, 2, -3, -3], [2, -3, 2, -3]]
     assert np.abs(as_stored[corners] - np.asarray(turned)[corners]).max() <= 12
     if turn > 4:
@@ -228,14 +228,14 @@ def test_turned_pictures_are_read_as_their_listed_size_says(folder, turn, format
 
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]), st.integers(0, 10**6), st.integers(0, 255))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_file_is_a_picture_or_a_broken_picture(folder, format, place, byte):
+def test_a_damaged_file_is_a_image_or_a_corrupt_image(folder, format, place, byte):
     root, buffer = folder(), io.BytesIO()
     Image.fromarray(QUARTERS).save(buffer, format)
     damaged = bytearray(buffer.getvalue())
     damaged[place % len(damaged)] = byte
     (root / "train2017/0.png").write_bytes(damaged if byte % 2 else damaged[: place % len(damaged)])
-    with contextlib.suppress(BrokenPictureError):
-        assert dataset(root).picture(0).mode == "RGB"
+    with contextlib.suppress(CorruptImageError):
+        assert dataset(root).load_image(0).mode == "RGB"
 
 
 # ------------------------------------------------------------------------------------------------------- transforms
@@ -291,10 +291,10 @@ def test_boxes_follow_their_pixels(boxes, seed):
 
 def test_flipping_twice_is_nothing():
     sample = Sample(Image.new("RGB", (48, 40)), np.array([[1, 2, 9, 30]], np.float32), np.zeros(1, np.int64))
-    for flip in (Sample.mirrored, Sample.upended):
+    for flip in (Sample.hflip, Sample.vflip):
         assert flip(flip(sample)).boxes.tolist() == sample.boxes.tolist()
-    assert sample.mirrored().boxes.tolist() == [[48 - 9, 2, 48 - 1, 30]]
-    assert sample.upended().boxes.tolist() == [[1, 40 - 30, 9, 40 - 2]]
+    assert sample.hflip().boxes.tolist() == [[48 - 9, 2, 48 - 1, 30]]
+    assert sample.vflip().boxes.tolist() == [[1, 40 - 30, 9, 40 - 2]]
 
 
 def test_windows_have_every_size_that_is_allowed():
@@ -354,7 +354,7 @@ def test_both_layouts_are_found(folder, layout):
 
 
 def test_missing_folders_are_explained(tmp_path, folder):
-    with pytest.raises(ConfigError, match=r"(?s)no picture folder .*absent/train2017.*--coco_path shapes") as error:
+    with pytest.raises(ConfigError, match=r"(?s)no image folder .*absent/train2017.*--coco_path shapes") as error:
         build_dataset(options(tmp_path / "absent"), "train")
     assert "lite_dino_r18_shapes.py: data.train" in str(error.value)
     root = folder()
@@ -365,16 +365,16 @@ def test_missing_folders_are_explained(tmp_path, folder):
         build_loader(build_dataset(options(folder()), "train"), 4, workers=0)
 
 
-def test_batches_tell_of_broken_pictures(folder):
+def test_batches_tell_of_corrupt_images(folder):
     root = folder()
     (root / "train2017/1.png").write_bytes(b"")
     data = build_dataset(options(root), "val")
     (batch,) = build_loader(data, 3, workers=0)
     assert [int(target["image_id"]) for target in batch.targets] == [0, 2]
-    assert "1.png" in batch.broken[0]
-    only_broken = Batch.of([(None, {"image_id": torch.tensor(1), "broken": ["x"]})])
-    assert only_broken.images is None
-    assert only_broken.to("cpu").targets == []
+    assert "1.png" in batch.corrupt[0]
+    only_corrupt = Batch.of([(None, {"image_id": torch.tensor(1), "corrupt": ["x"]})])
+    assert only_corrupt.images is None
+    assert only_corrupt.to("cpu").targets == []
 
 
 def test_workers_load_the_same(folder):
@@ -386,9 +386,9 @@ def test_workers_load_the_same(folder):
 # ------------------------------------------------------------------------------------------------------------ shapes
 
 
-def test_generated_pictures_are_deterministic_and_sound(tmp_path, caplog):
-    picture, _ = draw_picture(np.random.default_rng(3))
-    assert np.array_equal(picture, draw_picture(np.random.default_rng(3))[0])
+def test_synthetic_shapes_are_deterministic_and_sound(tmp_path, caplog):
+    image, _ = draw_image(np.random.default_rng(3))
+    assert np.array_equal(image, draw_image(np.random.default_rng(3))[0])
     with caplog.at_level(logging.INFO):
         make_shapes(tmp_path, train=6, val=2)
         make_shapes(tmp_path, train=6, val=2)

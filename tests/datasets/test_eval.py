@@ -1,4 +1,4 @@
-"""COCO scores: known answers, every picture once, and the two implementations of COCO's evaluation."""
+"""COCO scores: known answers, every image once, and the two implementations of COCO's evaluation."""
 
 import dataclasses
 import importlib.util
@@ -11,7 +11,7 @@ import torch
 import datasets.coco_eval
 from datasets.annotations import read_annotations
 from datasets.categories import Categories
-from datasets.coco_eval import NUMBERS, CocoEvaluator, as_coco
+from datasets.coco_eval import NUMBERS, CocoEvaluator, detections_as_coco
 from datasets.shapes import make_shapes
 
 
@@ -22,7 +22,7 @@ def annotations(tmp_path_factory):
     return read_annotations(root / "annotations/instances_val2017.json")
 
 
-def truth(annotations, shift=0.0, score=0.9):
+def ground_truth(annotations, shift=0.0, score=0.9):
     """Detections at the true boxes, moved by a share of their size."""
     results, targets = [], []
     for index in range(len(annotations)):
@@ -43,16 +43,16 @@ def scored(annotations, results, targets):
 
 
 def test_perfect_detections(annotations):
-    scores = scored(annotations, *truth(annotations))
+    scores = scored(annotations, *ground_truth(annotations))
     assert scores.numbers["AP"] == pytest.approx(1.0)
     assert scores.numbers["AR100"] == pytest.approx(1.0)
     assert all(ap == pytest.approx(1.0) for ap, _ in scores.classes.values() if ap >= 0)
-    assert scores.pictures == 12
+    assert scores.images == 12
     assert "AP50" in scores.table()
 
 
 def test_moved_detections_count_at_low_thresholds_only(annotations):
-    scores = scored(annotations, *truth(annotations, shift=0.25))  # IoU 0.6
+    scores = scored(annotations, *ground_truth(annotations, shift=0.25))  # IoU 0.6
     assert scores.numbers["AP50"] == pytest.approx(1.0)
     assert scores.numbers["AP75"] == pytest.approx(0.0)
     assert scores.numbers["AP"] == pytest.approx(0.3, abs=0.02)
@@ -85,7 +85,7 @@ def implementation(request, monkeypatch):
 
 @pytest.mark.parametrize("detected", [True, False])
 def test_where_nothing_is_to_be_found_there_is_no_number(annotations, implementation, detected):
-    results, targets = truth(annotations) if detected else ([], [])
+    results, targets = ground_truth(annotations) if detected else ([], [])
     small = annotations.areas < 32**2
     assert small.any()
     assert not small.all()
@@ -102,10 +102,10 @@ def test_where_nothing_is_to_be_found_there_is_no_number(annotations, implementa
 
 
 def test_categories_come_back_as_ids(annotations):
-    results, targets = truth(annotations)
+    results, targets = ground_truth(annotations)
     evaluator = CocoEvaluator(annotations)
     evaluator.update(results, targets)
-    rows = as_coco(evaluator.detections())
+    rows = detections_as_coco(evaluator.detections())
     assert {row["category_id"] for row in rows} == set(annotations.category_ids.tolist())
     assert json.loads(json.dumps(rows)) == rows
     assert len(rows) == len(annotations.boxes)
@@ -115,7 +115,7 @@ def test_detections_of_no_category_are_left_out(annotations):
     """COCO's 91 slots have gaps, in which a classifier may find something all the same."""
     listed = annotations.categories
     gap = dataclasses.replace(annotations, categories=Categories((None, *listed.ids), ("", *listed.names)))
-    results, targets = truth(annotations)
+    results, targets = ground_truth(annotations)
     expected = CocoEvaluator(annotations)
     expected.update(results, targets)
     found = CocoEvaluator(gap)
@@ -126,7 +126,7 @@ def test_detections_of_no_category_are_left_out(annotations):
 
 @pytest.mark.skipif(not importlib.util.find_spec("faster_coco_eval"), reason="faster-coco-eval is not installed")
 def test_both_implementations_agree_to_the_last_digit(annotations, monkeypatch):
-    results, targets = truth(annotations)
+    results, targets = ground_truth(annotations)
     generator = torch.Generator().manual_seed(0)
     for result in results:
         n = len(result["boxes"])
@@ -144,7 +144,7 @@ def test_crowds_are_neither_missed_nor_wrong(annotations):
     changed = annotations.crowd.copy()
     changed[:5] = True
     crowded = type(annotations)(**{**vars(annotations), "crowd": changed})
-    results, targets = truth(annotations)
+    results, targets = ground_truth(annotations)
     assert scored(crowded, results, targets).numbers["AP"] == pytest.approx(1.0)
     nothing_there = [{key: value[:0] for key, value in results[0].items()}] + results[1:]
     if np.all(changed[crowded.objects(0)]):

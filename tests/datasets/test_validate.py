@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.annotations import read_annotations
-from datasets.coco_file import load_json, parse
+from datasets.coco_file import load_json, parse_coco_file
 from datasets.repair import write_fixed
 from datasets.validate import examine, main
 
@@ -40,25 +40,25 @@ BROKEN = {
     "info": {"year": 2017},
 }
 FOUND = (
-    r"1 pictures whose id is listed before: .*refuses.*\n +2: other.png",
+    r"1 images whose id is listed before: .*refuses.*\n +2: other.png",
     r"1 categories whose id is listed before: .*\n +7: again",
     r"1 categories whose name is listed before: kept\n +8: red",
     r"1 objects whose id is listed before: kept\n +1",
     r"1 objects without a whole number as id: kept\n +annotations\[2\]",
     r"1 entries without a usable bbox.*\n +annotations\[9\]",
-    r"1 objects of a picture that is not listed: left out\n +object 9 of category 1 on image 77",
+    r"1 objects of an image that is not listed: left out\n +object 9 of category 1 on image 77",
     r"1 objects of a category that is not listed: left out\n +object 8 of category 3 on 0.png",
     r"1 reversed boxes .*\n +object 6",
     r"1 boxes without area: left out\n +object 5",
-    r"1 boxes outside of their picture: left out\n +object 7",
+    r"1 boxes outside of their image: left out\n +object 7",
     r"1 boxes that reach over the border .*: cut in training\n +\[30.0, 20.0, 20.0, 20.0\] on 0.png",
-    r"1 pictures whose height and width are not listed: .*\n +0.png",
-    r"1 pictures with more objects than the model's 1 queries: .*\n +0.png with 2",
-    r"3 pictures without objects: kept\n +1.png; ../6.png; 0.png",
+    r"1 images whose height and width are not listed: .*\n +0.png",
+    r"1 images with more objects than the model's 1 queries: .*\n +0.png with 2",
+    r"3 images without objects: kept\n +1.png; ../6.png; 0.png",
     r"1 file names that lead out of .*\n +../6.png",
-    r"1 pictures that are not in .*\n +absent.png",
-    r"1 pictures whose file is listed before: kept.*\n +0.png",
-    r"1 pictures that cannot be read: .*\n +\S+3.png: cannot be read: not a picture of a known format",
+    r"1 images that are not in .*\n +absent.png",
+    r"1 images whose file is listed before: kept.*\n +0.png",
+    r"1 images that cannot be read: .*\n +\S+3.png: cannot be read: not an image of a known format",
 )
 
 
@@ -69,7 +69,7 @@ def root(tmp_path):
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (40, 30)).save(folder / f"{i}.png")
-    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "3.png").write_bytes(b"no image")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(BROKEN))
     return tmp_path
@@ -79,7 +79,7 @@ def test_every_kind_of_problem_is_found_counted_and_named(root, caplog):
     caplog.set_level("INFO")
     assert main([str(root), "--queries", "1"]) == 0
     table = caplog.text
-    assert "8 pictures, 4 of them usable; 11 objects, 5 of them usable; 3 categories" in table
+    assert "8 images, 4 of them usable; 11 objects, 5 of them usable; 3 categories" in table
     for pattern in FOUND:
         assert re.search(pattern, table), f"{pattern}\n{table}"
     assert len(re.findall(r"(?m)^ {4,} *\d+ ", table)) == len(FOUND)
@@ -108,8 +108,8 @@ def test_good_data_is_sound(root, caplog):
     file = root / "labels.json"
     file.write_text(json.dumps(good))
     assert main([str(file), "--images", str(root / "train2017"), "--strict", "--queries", "1"]) == 0
-    assert "3 pictures, 3 of them usable" in caplog.text
-    assert "2 pictures without objects: kept" in caplog.text
+    assert "3 images, 3 of them usable" in caplog.text
+    assert "2 images without objects: kept" in caplog.text
     file.write_text(json.dumps(good | {"images": BROKEN["images"][:1]}))
     (root / "images").mkdir()
     (root / "train2017").rename(root / "images/train2017")
@@ -179,9 +179,9 @@ def test_outlines_of_any_kind_are_passed_over(tmp_path, outline):
     (tmp_path / "a.json").write_text(text.replace("OUTLINE", outline))
     if "image_id" in outline:
         with pytest.raises(ValueError, match="stand outside of their lists"):
-            parse(tmp_path / "a.json")
+            parse_coco_file(tmp_path / "a.json")
         return
-    found = parse(tmp_path / "a.json")
+    found = parse_coco_file(tmp_path / "a.json")
     assert found.names[0] == b'"segmentation": [1], .png'
     assert found.ids.tolist() == [9, 10]
     assert found.boxes.tolist() == [[1, 2, 3, 4], [1, 2, 3, 5]]

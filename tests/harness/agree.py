@@ -23,10 +23,10 @@ import datasets.loader as loader
 from datasets.shapes import make_shapes
 from tests.harness.server import FileServer
 from util.checkpoints.download import cached_path
-from util.checkpoints.files import CheckpointError, read_by_all, read_checkpoint, save_checkpoint
+from util.checkpoints.files import CheckpointError, read_checkpoint, read_checkpoint_in_all_processes, save_checkpoint
 from util.checkpoints.store import CheckpointStore
 from util.config import load_config
-from util.processes.distributed import barrier, init_processes, leave_processes, together
+from util.processes.distributed import barrier, init_processes, leave_processes, run_in_all_processes
 
 SECONDS = 60
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def cache_of(rank: int, folder: Path):
 
 def url_of_one_machine(url: str, rank: int, folder: Path):
     cache_of(0, folder)
-    return read_by_all(f"{url}/model.pth?one")["epoch"]
+    return read_checkpoint_in_all_processes(f"{url}/model.pth?one")["epoch"]
 
 
 def url_of_two_machines_one_of_which_has_it(url: str, rank: int, folder: Path):
@@ -103,7 +103,7 @@ def url_of_two_machines_one_of_which_has_it(url: str, rank: int, folder: Path):
     if rank == 0:
         read_checkpoint(f"{url}/model.pth?two")
     barrier()
-    return read_by_all(f"{url}/model.pth?two")["epoch"]
+    return read_checkpoint_in_all_processes(f"{url}/model.pth?two")["epoch"]
 
 
 def url_that_one_process_reads_alone(url: str, rank: int, folder: Path):
@@ -117,7 +117,7 @@ def url_that_one_machine_cannot_reach(url: str, rank: int, folder: Path):
         path = cached_path(f"{url}/absent.pth")
         path.parent.mkdir(parents=True)
         save_checkpoint_alone({"epoch": 1}, path)
-    return read_by_all(f"{url}/absent.pth")["epoch"]
+    return read_checkpoint_in_all_processes(f"{url}/absent.pth")["epoch"]
 
 
 def killed_while_it_downloads(url: str, rank: int, folder: Path):
@@ -188,11 +188,11 @@ def full_disk(rank: int, folder: Path):
 
 def any_error(rank: int, folder: Path):
     with contextlib.suppress(ZeroDivisionError):
-        together(lambda: 1 / (1 - rank), CheckpointError, "Divide by less")
+        run_in_all_processes(lambda: 1 / (1 - rank), CheckpointError, "Divide by less")
 
 
 def shapes(rank: int, folder: Path):
-    """Generated pictures, on two machines."""
+    """Synthetic shapes, on two machines."""
     machine(rank, folder)
     loader.make_shapes = partial(make_shapes, train=2, val=1)
     cfg = load_config(ROOT / "config/small/lite_dino_r18_shapes.py", {"data.root": "shapes"})

@@ -1,10 +1,11 @@
-"""Evaluates one model in 1, 2 and 3 processes, and in batches of 1, 2 and 4 pictures of one size: the AP is the same.
+"""Evaluates one model in 1, 2 and 3 processes, and in batches of 1, 2 and 4 images of one size: the AP is the same.
 
-usage: python -m tests.harness.evaluate [--pictures 7]
+usage: python -m tests.harness.evaluate [--num_images 7]
 
-The truth is made of the model's own detections, moved about: so a model that was hardly trained has an AP that says
-something. Prints what it found as JSON. In several processes the detections themselves are equal, number by number, and
-every picture is among them once; batches change the rounding of convolutions, so there only COCO's scores are compared.
+The ground truth is made of the model's own detections, moved about: so a model that was hardly trained has an AP that
+says something. Prints what it found as JSON. In several processes the detections themselves are equal, number by
+number, and every image is among them once; batches change the rounding of convolutions, so there only COCO's scores
+are compared.
 """
 
 import argparse
@@ -22,16 +23,16 @@ PROCESSES, BATCHES = (1, 2, 3), (1, 2, 4)
 
 
 def to_one_size(data: Path):
-    """Makes all pictures of a data set equally large."""
+    """Makes all images of a data set equally large."""
     for file in data.glob("annotations/*.json"):
         content = json.loads(file.read_text())
         factors = {}
-        for picture in content["images"]:
-            path = data / file.stem.removeprefix("instances_") / picture["file_name"]
+        for entry in content["images"]:
+            path = data / file.stem.removeprefix("instances_") / entry["file_name"]
             with Image.open(path) as image:
-                factors[picture["id"]] = SIZE[0] / image.width, SIZE[1] / image.height
+                factors[entry["id"]] = SIZE[0] / image.width, SIZE[1] / image.height
                 image.resize(SIZE).save(path)
-            picture["width"], picture["height"] = SIZE
+            entry["width"], entry["height"] = SIZE
         for entry in content["annotations"]:
             x, y = factors[entry["image_id"]]
             entry["bbox"] = [value * factor for value, factor in zip(entry["bbox"], (x, y, x, y), strict=True)]
@@ -46,7 +47,7 @@ def finish(run: Forked, output: Path):
         sys.exit(f"{output}: ended with {status}\n{output.read_text()[-3000:]}")
 
 
-def make_truth(file: Path, detections: list[dict]):
+def make_ground_truth(file: Path, detections: list[dict]):
     """Annotates with every third detection, moved by up to a third of its width.
 
     By 23rds, so that no overlap is exactly one of COCO's thresholds, where rounding would decide.
@@ -66,15 +67,15 @@ class Evaluations:
 
     Args:
         folder: for everything that is written.
-        pictures: how many are evaluated.
+        images: how many are evaluated.
     """
 
-    def __init__(self, folder: Path, pictures: int):
-        self.folder, self.base = folder, [*prepare(folder, train=4, val=pictures), "--num_workers", "0"]
+    def __init__(self, folder: Path, images: int):
+        self.folder, self.base = folder, [*prepare(folder, train=4, val=images), "--num_workers", "0"]
         to_one_size(folder / "data")
         self.run("trained", 1, "--options", "schedule.epochs=1")
         self.base += ["--eval", "--save_results", "--resume", str(folder / "trained/checkpoint.pth")]
-        make_truth(folder / "data/annotations/instances_val2017.json", json.loads(self.of(1, 1)[1]))
+        make_ground_truth(folder / "data/annotations/instances_val2017.json", json.loads(self.of(1, 1)[1]))
 
     def run(self, name: str, processes: int, *more: str):
         """main.py with its output in a folder of this name."""
@@ -92,10 +93,10 @@ class Evaluations:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=7)
+    parser.add_argument("--num_images", type=int, default=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        evaluations = Evaluations(Path(folder), args.pictures)
+        evaluations = Evaluations(Path(folder), args.num_images)
         apart = [evaluations.of(processes, 1) for processes in PROCESSES]
         batched = [evaluations.of(1, batch) for batch in BATCHES[1:]]
     scores = [numbers for numbers, _ in apart + batched]
@@ -103,8 +104,8 @@ def main():
         sys.exit(f"scores differ: {scores}")
     if any(found != apart[0][1] for _, found in apart):
         sys.exit("detections depend on the number of processes")
-    if {row["image_id"] for row in json.loads(apart[0][1])} != set(range(1, 1 + args.pictures)):
-        sys.exit("not every picture was detected on")
+    if {row["image_id"] for row in json.loads(apart[0][1])} != set(range(1, 1 + args.num_images)):
+        sys.exit("not every image was detected on")
     print(json.dumps({"AP": scores[0][1][0], "processes": PROCESSES, "batches": BATCHES}))
 
 

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from models.ops import library
 from models.ops.ms_deform_attn import BACKENDS, Backend
 
-ROOT = Path(__file__).parents[2]s[2]
+ROOT = Path(__file__).parents[2]
 aten = torch.ops.aten
 
 SIZED_BY_DATA = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "nms"}

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from util import graphs, remembered
+from util.tensors import cache, cuda_graphs
 
 
 class FakeGraph:
@@ -75,8 +75,8 @@ class _Stream:
 
 def install(monkeypatch):
     """Lets util.tensors.cuda_graphs record detectors on the CPU."""
-    monkeypatch.setattr(graphs, "GPU", "cpu")
-    monkeypatch.setattr(remembered, "is_in_torch_dispatch_mode", lambda: False)  # the capture is one here
+    monkeypatch.setattr(cuda_graphs, "GPU", "cpu")
+    monkeypatch.setattr(cache, "is_in_torch_dispatch_mode", lambda: False)  # the capture is one here
     for name, fake in {
         "CUDAGraph": FakeGraph,
         "graph": _Capture,

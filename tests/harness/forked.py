@@ -26,7 +26,7 @@ training = dict(ema=dict(decay=0.9), accumulate=2, eval_every=1, save_every=1, p
 
 
 def prepare(folder: Path, train: int = 24, val: int = 3) -> list[str]:
-    """Writes a config and generated data there; returns the arguments of main.py that name them."""
+    """Writes a config and synthetic data there; returns the arguments of main.py that name them."""
     make_shapes(folder / "data", train=train, val=val)
     (folder / "tiny.py").write_text(CONFIG)
     return ["-c", str(folder / "tiny.py"), "--coco_path", str(folder / "data"), "--device", "cpu"]

@@ -1,6 +1,6 @@
 """Kills trainings at random moments and compares what comes out with trainings that nobody touched.
 
-usage: python -m tests.harness.kill [--kills 30] [--processes 1 2] [--pictures 24] [--workers 0] [--seed 0]
+usage: python -m tests.harness.kill [--kills 30] [--processes 1 2] [--num_images 24] [--workers 0] [--seed 0]
 
 Half of the kills come while a checkpoint is being written. In two processes, half of them hit one process alone, which
 the other one has to notice. After every kill the same command is started again, as torchrun --max_restarts does.
@@ -133,9 +133,9 @@ def equal(one, other) -> bool:
     return one == other
 
 
-def expect(truth: bool, message: str, output: Path):
+def expect(ground_truth: bool, message: str, output: Path):
     """Ends the harness with what went wrong, and what was said last."""
-    if not truth:
+    if not ground_truth:
         said = (output / "said.txt").read_text()[-3000:]
         sys.exit(f"{output}: {message}\n{said}")
 
@@ -144,7 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="for each number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--pictures", type=int, default=24, help="of an epoch")
+    parser.add_argument("--num_images", type=int, default=24, help="of an epoch")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -152,7 +152,7 @@ def main():
     torch.set_num_threads(1)
     for processes in args.processes:
         with tempfile.TemporaryDirectory() as folder:
-            base = prepare(Path(folder), args.pictures)
+            base = prepare(Path(folder), args.num_images)
             more = ["--num_workers", str(args.workers), "--save_every_steps", str(EVERY)]
             trial = Trial(Path(folder), [*base, *more], processes, args.seed)
             trial.until(args.kills)

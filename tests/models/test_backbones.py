@@ -158,8 +158,8 @@ def test_timm_batch_norms_can_be_constants():
     assert all(torch.equal(before[key], value) for key, value in frozen.state_dict().items())
 
 
-def test_timm_pads_pictures_and_cuts_maps():
-    """Where the picture is a multiple already, the divisor changes nothing; elsewhere maps are rounded up."""
+def test_timm_pads_images_and_cuts_maps():
+    """Where the image is a multiple already, the divisor changes nothing; elsewhere maps are rounded up."""
     torch.manual_seed(0)
     backbone = TimmBackbone("test_resnet", divisor=32).eval()
     images = torch.randn(1, 3, 75, 101)

@@ -55,7 +55,7 @@ def test_paired_rows_and_their_gradients_are_those_of_indexing(first, second, qu
     for values in (predicted.logits, predicted.boxes, predicted.boxes[..., 0]):
         found, wanted = values.clone().requires_grad_(), values.clone().requires_grad_()
         rows = pairs.of_predictions(found)
-        indexed = wanted[torch.arange(2)[:, None], pairs.picture, pairs.query]
+        indexed = wanted[torch.arange(2)[:, None], pairs.image, pairs.query]
         assert rows.equal(indexed)
         for answer in (rows, indexed):
             (answer * answer.detach()).sum().backward()
@@ -73,14 +73,14 @@ def test_the_assignment_is_the_cheapest(first, second, queries, seed):
         return
     cost = matcher.cost(predicted, targets)
     start = 0
-    for picture, count in enumerate(targets.counts):
-        own = (pairs.picture == picture).nonzero()[:, 0]
+    for image, count in enumerate(targets.counts):
+        own = (pairs.image == image).nonzero()[:, 0]
         for layer in range(2):
             rows, columns = pairs.query[layer, own], pairs.target[layer, own] - start
-            paid = cost[layer, picture, rows, columns].sum()
+            paid = cost[layer, image, rows, columns].sum()
             n = min(count, queries)
             cheapest = min(
-                sum(cost[layer, picture, q, t] for q, t in zip(qs, ts, strict=True))
+                sum(cost[layer, image, q, t] for q, t in zip(qs, ts, strict=True))
                 for qs in itertools.permutations(range(queries), n)
                 for ts in itertools.combinations(range(count), n)
             )
@@ -89,14 +89,14 @@ def test_the_assignment_is_the_cheapest(first, second, queries, seed):
         start += count
 
 
-def test_pictures_and_layers_match_alone_as_together():
+def test_images_and_layers_match_alone_as_together():
     matcher, predicted, targets = HungarianMatcher(), detections(3, 2, 6), objects(3, 2)
     (together,) = matcher.match([(predicted, Targets.of(targets))])
-    for layer, picture in itertools.product(range(3), range(2)):
+    for layer, image in itertools.product(range(3), range(2)):
         (alone,) = matcher.match(
-            [(predicted[layer : layer + 1, picture : picture + 1], Targets.of(targets[picture : picture + 1]))]
+            [(predicted[layer : layer + 1, image : image + 1], Targets.of(targets[image : image + 1]))]
         )
-        own = together.picture == picture
+        own = together.image == image
         assert alone.query[0].tolist() == together.query[layer, own].tolist()
 
 
@@ -105,14 +105,14 @@ def test_losses_are_those_of_the_papers():
     (pairs,) = HungarianMatcher().match([(predicted, targets)])
     n = torch.tensor(5.0)
     wanted = torch.zeros(1, 2, 6, K)
-    wanted[0, pairs.picture, pairs.query[0], targets.labels[pairs.target[0]]] = 1
+    wanted[0, pairs.image, pairs.query[0], targets.labels[pairs.target[0]]] = 1
     focal = sigmoid_focal_loss(predicted.logits, wanted, alpha=0.25, gamma=2, reduction="sum") / n
     torch.testing.assert_close(FocalLoss(1.0)(predicted, targets, pairs, n)[0], focal)
-    boxes, truth = predicted.boxes[0, pairs.picture, pairs.query[0]], targets.boxes[pairs.target[0]]
+    boxes, ground_truth = predicted.boxes[0, pairs.image, pairs.query[0]], targets.boxes[pairs.target[0]]
     torch.testing.assert_close(
-        BoxL1(1.0)(predicted, targets, pairs, n)[0], F.l1_loss(boxes, truth, reduction="sum") / n
+        BoxL1(1.0)(predicted, targets, pairs, n)[0], F.l1_loss(boxes, ground_truth, reduction="sum") / n
     )
-    iou = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)).diagonal()
+    iou = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(ground_truth)).diagonal()
     torch.testing.assert_close(BoxGIoU(1.0)(predicted, targets, pairs, n)[0], (1 - iou).sum() / n)
 
 
@@ -126,7 +126,7 @@ def test_softmax_costs_are_those_of_detr():
     losses = SoftmaxCrossEntropy(1.0, no_object=0.1)(predicted, targets, pairs, torch.tensor(5.0))
     for layer in range(2):
         labels = torch.full((2, 6), K)
-        labels[pairs.picture, pairs.query[layer]] = targets.labels[pairs.target[layer]]
+        labels[pairs.image, pairs.query[layer]] = targets.labels[pairs.target[layer]]
         weight = torch.tensor([1.0] * K + [0.1])
         expected = F.cross_entropy(predicted.logits[layer].flatten(0, 1), labels.flatten(), weight)
         torch.testing.assert_close(losses[layer], expected)
@@ -150,7 +150,7 @@ def test_overlap_of_boxes_without_area_is_finite_with_eps():
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (9, 1)])
-def test_pictures_without_objects_or_with_too_many(counts):
+def test_images_without_objects_or_with_too_many(counts):
     predicted = detections(2, 2, 6)
     predicted.logits.requires_grad_()
     losses, metrics = criterion()(output(predicted), objects(*counts))
@@ -198,7 +198,7 @@ def test_foreground_labels_and_repeats():
 def test_denoising_pairs_are_known():
     groups = [QueryGroup("denoising", 4, True)] * 2  # two objects at most: two positives and two negatives a group
     pairs = known_pairs(detections(1, 2, 8), Targets.of(objects(2, 1)), groups)
-    assert pairs.picture.tolist() == [0, 0, 1] * 2
+    assert pairs.image.tolist() == [0, 0, 1] * 2
     assert pairs.query[0].tolist() == [0, 1, 0, 4, 5, 4]
     assert pairs.target[0].tolist() == [0, 1, 2] * 2
 

@@ -36,7 +36,7 @@ def checkpoint(monkeypatch):
     """Says what every file holds."""
 
     def of(content):
-        monkeypatch.setattr(weights, "read_by_all", lambda source: content)
+        monkeypatch.setattr(weights, "read_checkpoint_in_all_processes", lambda source: content)
 
     return of
 
@@ -93,12 +93,12 @@ def test_as_many_classes_of_other_names_are_noticed(checkpoint, caplog):
     assert "trained for other classes (x, y, z, ...)" in caplog.text
 
 
-def test_a_large_model_on_few_pictures_from_scratch_is_warned_of(caplog):
+def test_a_large_model_on_few_images_from_scratch_is_warned_of(caplog):
     large = build_detector(shrunk("config/deformable_detr/deformable_detr_r50.py"))
     small = detector("deformable_detr/deformable_detr_r50", 3)
-    for model, pictures in ((small, 10), (large, 100_000)):
-        warn_of_scratch(model, pictures)
+    for model, images in ((small, 10), (large, 100_000)):
+        warn_of_scratch(model, images)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     warn_of_scratch(large, 10)
-    assert "from scratch on 10 pictures" in caplog.text
+    assert "from scratch on 10 images" in caplog.text
     assert "--pretrain_model_path" in caplog.text

@@ -1,4 +1,4 @@
-"""Our models against recordings of the papers' own code: checkpoint, outputs, losses, gradients, multiply-adds."""
+"""Our models against recordings of the papers' own code: checkpoint, outputs, losses, gradients, MACs."""
 
 import re
 
@@ -10,7 +10,7 @@ from models import build_criterion, build_postprocessor
 from models.criteria.token_selection import attention_target, decoder_attention_map
 from models.official_keys import convert_official
 from models.queries.proposals import TopKProposals
-from tests.golden import Recording, picture, recordings
+from tests.golden import Recording, make_image, recordings
 from util.measuring.flops import count_gmacs
 
 STEP = 6  # the recordings keep every sixth row
@@ -25,7 +25,7 @@ def recording(request):
 
 
 NEIGHBOURS = {"h_deformable_detr_r50": (0, 205, (189, 454))}
-"""Picture, rank and tokens, in recorded order, where two scores differ by 1e-6 and no order was recorded."""
+"""Image, rank and tokens, in recorded order, where two scores differ by 1e-6 and no order was recorded."""
 
 
 def impose_order(monkeypatch, recording):
@@ -113,28 +113,28 @@ def test_equals_the_papers_code(recording, monkeypatch):
 
 
 @pytest.mark.parametrize("name", recordings(with_="gmacs"))
-def test_multiply_adds(name):
+def test_gmacs(name):
     """The count of the published tables, within half a percent, and what their counter missed."""
     recording = Recording(name)
     recorded = recording.spec["gmacs"]
-    gmacs = count_gmacs(recording.detector(), [picture(*recorded["size"])])
+    gmacs = count_gmacs(recording.detector(), [make_image(*recorded["size"])])
     most = recorded["total"] + recorded.get("missed_at_most", 0)
     assert 0.995 * recorded["total"] <= gmacs <= 1.005 * most
 
 
-def test_multiply_adds_under_a_mask_count():
+def test_gmacs_under_a_mask_count():
     """What the counter would have said, had it seen the products under masks."""
     for name, right in (("detr/detr_r50", 84.9), ("conditional_detr/conditional_detr_r50_dc5", 190.8)):
-        assert count_gmacs(Recording(name).detector(), [picture(850, 1040)]) == pytest.approx(right, abs=0.05)
+        assert count_gmacs(Recording(name).detector(), [make_image(850, 1040)]) == pytest.approx(right, abs=0.05)
 
 
 @pytest.mark.parametrize("name", recordings("pnp_detr", with_="sampler"))
 def test_sampling_takes_the_recorded_tokens(name):
-    """Batches of two and three pictures of different sizes, which keep different numbers of tokens."""
+    """Batches of two and three images of different sizes, which keep different numbers of tokens."""
     recording = Recording(name)
     detector = recording.detector()
     for batch in recording.spec["sampler"]:
-        images = [picture(h, w, float(i)) for i, (h, w) in enumerate(batch["sizes"])]
+        images = [make_image(h, w, float(i)) for i, (h, w) in enumerate(batch["sizes"])]
         with torch.no_grad():
             index = detector(images).aux["sample_index"]
         assert index.shape[1] == max(batch["kept_per_image"])

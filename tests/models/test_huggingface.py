@@ -9,7 +9,7 @@ import torch
 from models import build_detector
 from models.official_keys import convert_official, huggingface_family
 from models.weights import load_checkpoint, load_for_finetuning
-from tests.golden import filled, picture
+from tests.golden import filled, make_image
 from tests.tiny import shrunk
 from util.checkpoints.files import CheckpointError, read_checkpoint
 from util.tensors.image_batch import ImageBatch
@@ -65,7 +65,7 @@ def ours(name, depth=18):
 
 
 def assert_same_answers(detector, model):
-    batch = ImageBatch.of([picture(h, w, float(i)) for i, (h, w) in enumerate(SIZES)])
+    batch = ImageBatch.of([make_image(h, w, float(i)) for i, (h, w) in enumerate(SIZES)])
     with torch.no_grad():
         wanted, found = model(batch.images, (~batch.padding).long()), detector(batch)
     assert wanted.logits.std() > 0.01

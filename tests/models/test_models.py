@@ -16,7 +16,7 @@ from models.layers.transformer import DeformableDecoderLayer, DeformableEncoderL
 from models.ops import available_backends
 from models.structures import Detections, DetectorOutput, Pyramid, QueryGroup
 from models.weights import load_pretrained_backbone
-from tests.golden import objects, picture
+from tests.golden import make_image, objects
 from tests.tiny import shrunk
 from tools.export import in_plain_pytorch
 from util.checkpoints.files import CheckpointError
@@ -31,18 +31,18 @@ CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent
 LITE = ROOT / "config/small/lite_dino_r18_shapes.py"
 
 
-def pictures(*sizes):
-    return [picture(h, w, float(i)) for i, (h, w) in enumerate(sizes)]
+def make_images(*sizes):
+    return [make_image(h, w, float(i)) for i, (h, w) in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_takes_a_step(path):
-    """Forward, loss, backward and a step on two pictures of 64x96, then detections."""
+    """Forward, loss, backward and a step on two images of 64x96, then detections."""
     cfg = shrunk(path)
     torch.manual_seed(0)
     detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
     optimizer = build_optimizer(detector, **cfg.optimizer)
-    images, targets = pictures((64, 96), (64, 96)), objects(2, 5)
+    images, targets = make_images((64, 96), (64, 96)), objects(2, 5)
     losses, _ = criterion(detector(images, targets), targets)
     total = sum(losses.values())
     total.backward()
@@ -65,7 +65,7 @@ def test_every_config_takes_a_step(path):
 def test_a_fresh_model_starts_alike_with_every_backend(stem):
     """Fresh models sample at whole pixels, give or take a rounding."""
     cfg = shrunk(ROOT / f"config/{stem}.py")
-    images, targets = pictures((256, 320), (224, 288)), objects(2, 5)
+    images, targets = make_images((256, 320), (224, 288)), objects(2, 5)
 
     def first_step() -> tuple[float, float]:
         torch.manual_seed(0)
@@ -121,7 +121,7 @@ def test_training_lowers_the_loss(path):
     torch.manual_seed(0)
     detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
     optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
-    images, targets = pictures((64, 96), (64, 96)), objects(2, 5)
+    images, targets = make_images((64, 96), (64, 96)), objects(2, 5)
     totals = []
     for _ in range(30):
         losses, _ = criterion(detector(images, targets), targets)
@@ -145,8 +145,8 @@ def test_training_lowers_the_loss(path):
         "pnp_detr_r50_ratio033",
     ],
 )
-def test_pictures_of_one_size_alone_and_in_a_batch(name):
-    """The same detections, as long as no picture is padded."""
+def test_images_of_one_size_alone_and_in_a_batch(name):
+    """The same detections, as long as no image is padded."""
     (path,) = (path for path in CONFIGS if path.stem == name)
     cfg = shrunk(path)
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def test_pictures_of_one_size_alone_and_in_a_batch(name):
     for parameter in detector.parameters():  # fresh heads answer alike everywhere; these do not
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, std=0.5)
-    images = pictures((64, 96), (64, 96))
+    images = make_images((64, 96), (64, 96))
     with torch.no_grad():
         together = detector(images)
         alone = [detector([image]) for image in images]
@@ -165,7 +165,7 @@ def test_pictures_of_one_size_alone_and_in_a_batch(name):
 
 def test_a_list_and_a_batch_are_the_same():
     detector = build_detector(shrunk(LITE)).eval()
-    images = pictures((64, 96), (50, 70))
+    images = make_images((64, 96), (50, 70))
     batch = ImageBatch.of(images)
     with torch.no_grad():
         a, b = detector(images), detector(ImageBatch(batch.images, batch.padding))
@@ -180,7 +180,7 @@ def test_without_gradients_the_answer_is_the_same():
         "sparse_detr/sparse_detr_r50_rho_0.1",
     ):
         detector = build_detector(shrunk(ROOT / f"config/{name}.py")).eval()
-        images = pictures((64, 96))
+        images = make_images((64, 96))
         full = detector(images)
         with torch.no_grad():
             lean = detector(images)
@@ -199,7 +199,7 @@ def test_detectors_compile_as_one_graph(name):
     torch.manual_seed(0)
     layers = {"model.backbone.depth": 18, "model.encoder.num_layers": 2, "model.decoder.num_layers": 2}
     detector = build_detector(shrunk(ROOT / f"config/{name}.py", **layers)).eval()
-    images = pictures((64, 96))
+    images = make_images((64, 96))
     with torch.no_grad():
         compiled = torch.compile(detector, backend="eager", fullgraph=True)(images)
         torch.testing.assert_close(compiled.logits, detector(images).logits)
@@ -216,7 +216,7 @@ def test_detectors_compile_as_one_graph(name):
 )
 def test_layers_computed_anew_change_nothing_but_memory(name, options):
     """Losses, gradients, counted statistics and names to the last bit; dropout draws the same."""
-    images, targets, seen = pictures((64, 96), (50, 96)), objects(2, 5), []
+    images, targets, seen = make_images((64, 96), (50, 96)), objects(2, 5), []
     for stages in ((), ("backbone", "encoder")):
         cfg = shrunk(ROOT / f"config/{name}.py", checkpointing=stages, **options)
         torch.manual_seed(0)
@@ -243,10 +243,10 @@ def test_a_stage_without_layers_to_compute_anew_is_refused():
 def test_counting_needs_no_computation_and_knows_the_parts():
     cfg = shrunk(LITE)
     detector = build_detector(cfg)
-    parts = count_by_part(detector, pictures((2000, 3000)))
+    parts = count_by_part(detector, make_images((2000, 3000)))
     assert list(parts) == ["backbone", "neck", "encoder", "queries", "decoder"]
-    assert count_gmacs(detector, pictures((2000, 3000))) == pytest.approx(sum(parts.values()))
-    twice = count_gmacs(detector, pictures((2000, 3000), (2000, 3000)))
+    assert count_gmacs(detector, make_images((2000, 3000))) == pytest.approx(sum(parts.values()))
+    twice = count_gmacs(detector, make_images((2000, 3000), (2000, 3000)))
     assert twice == pytest.approx(2 * sum(parts.values()), rel=1e-6)
 
 
@@ -277,7 +277,7 @@ def test_a_part_that_asks_for_values_is_counted_too():
 
 
 def test_every_operation_is_counted_as_said():
-    numbers = 3 * 4 * 16  # of a picture 4 high and 8 wide after the linear layer
+    numbers = 3 * 4 * 16  # of an image 4 high and 8 wide after the linear layer
     counted = count_operations_by_part(Part(), [torch.empty(3, 4, 8)])
     assert counted == pytest.approx({"linear": 2 * 8 * numbers / 1e9, "norm": 7 * numbers / 1e9})
     counted = count_operations_by_part(nn.Sequential(OrderedDict(part=Part())), [torch.empty(3, 4, 8)])
@@ -304,17 +304,17 @@ def test_tables_that_count_elements_count_them_as_said():
 
 def test_every_operation_of_a_detector_is_counted_without_kernels_too():
     detector = build_detector(shrunk(LITE))
-    counted = count_operations_by_part(detector, pictures((64, 96)))
+    counted = count_operations_by_part(detector, make_images((64, 96)))
     assert list(counted) == ["backbone", "neck", "encoder", "queries", "decoder"]
-    for name, gmacs in count_by_part(detector, pictures((64, 96))).items():
+    for name, gmacs in count_by_part(detector, make_images((64, 96))).items():
         assert counted[name] > 1.5 * gmacs  # keys that are values are sampled once, but counted twice in tables
     with in_plain_pytorch():
-        assert counted == count_operations_by_part(detector, pictures((64, 96)))
+        assert counted == count_operations_by_part(detector, make_images((64, 96)))
 
 
 def test_what_only_losses_need_can_be_left_out_of_the_count():
     detector = build_detector(shrunk(ROOT / "config/deformable_detr/deformable_detr_r50_two_stage.py"))
-    assert count_gmacs(detector, pictures((64, 96)), inference=True) < count_gmacs(detector, pictures((64, 96)))
+    assert count_gmacs(detector, make_images((64, 96)), inference=True) < count_gmacs(detector, make_images((64, 96)))
 
 
 def test_suppression_of_overlapping_detections():
@@ -379,7 +379,7 @@ def test_regions_learn_the_classes_after_the_background():
     nn.init.zeros_(scorer.bias)
     for label in (0, 4):
         target = {"labels": torch.tensor([label]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6]])}
-        loss = detector(pictures((64, 96)), [target]).losses["loss_classifier"]
+        loss = detector(make_images((64, 96)), [target]).losses["loss_classifier"]
         (wanted,) = torch.autograd.grad(loss, scorer.bias)
         assert wanted[1:].argmin() == label
 
@@ -394,7 +394,7 @@ def test_sampling_draws_a_ratio_in_training_and_survives_extremes():
     path, images, targets = ROOT / "config/pnp_detr/pnp_detr_r50_dc5_ratio033.py", ((64, 96), (32, 64)), objects(2, 5)
     for ratio, taken in ((1.0, 24), (0.01, 0)):
         cfg = shrunk(path, **{"model.encoder.ratio": ratio})
-        output = build_detector(cfg).eval()(pictures(*images), targets)
+        output = build_detector(cfg).eval()(make_images(*images), targets)
         losses, _ = build_criterion(cfg)(output, targets)
         assert output.aux["sample_index"].shape == (2, taken)
         assert sum(losses.values()).isfinite()
@@ -421,7 +421,7 @@ def test_frozen_norms_are_the_same_inside_the_weights():
     for name, value in backbone.named_buffers():
         if name.endswith("running_var"):
             value.uniform_(1e-6, 1e-4)
-    (image,) = pictures((64, 96))
+    (image,) = make_images((64, 96))
     (plain,) = backbone(image[None])
     with torch.no_grad():
         (folded,) = backbone(image[None])

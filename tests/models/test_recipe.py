@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models import build_detector
 from models.official_keys import convert_official
+from util.cli.summary import describe_schedule
 from util.config import load_config
-from util.reporting.summary import describe_schedule
 from util.training.optimizer import build_optimizer
 
 ROOT = Path(__file__).parents[2]

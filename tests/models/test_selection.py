@@ -8,7 +8,7 @@ import torch
 from models import build_criterion, build_detector
 from models.criteria.token_selection import TokenCorrelation, attention_target, decoder_attention_map
 from models.structures import Sampling, TokenSelection
-from tests.golden import ROOT, objects, picture
+from tests.golden import ROOT, make_image, objects
 from tests.tiny import shrunk
 from util.tensors.image_batch import ImageBatch
 
@@ -30,9 +30,9 @@ def small(path, **options):
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
-def test_the_encoder_changes_the_tokens_that_each_picture_keeps(ratio):
+def test_the_encoder_changes_the_tokens_that_each_image_keeps(ratio):
     detector = small(SPARSE, rho=ratio).eval()
-    batch = ImageBatch.of([picture(64, 96), picture(40, 70, 1.0)])
+    batch = ImageBatch.of([make_image(64, 96), make_image(40, 70, 1.0)])
     with torch.no_grad():
         pyramid = detector.neck(detector.backbone(batch.images), batch)
         memory, seen = detector.encoder(pyramid)
@@ -61,7 +61,7 @@ def test_under_autocast_losses_are_float32(path):
     detector = build_detector(cfg).train()
     targets = objects(2, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        output = detector([picture(64, 96), picture(40, 70)], targets)
+        output = detector([make_image(64, 96), make_image(40, 70)], targets)
         losses, metrics = build_criterion(cfg)(output, targets)
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert all(metric.isfinite() for metric in metrics.values())
@@ -72,7 +72,7 @@ SHAPES = ((3, 4), (2, 2))
 
 
 def looking(seed=0, spread=1.4):
-    """Two layers, two pictures, three queries, two heads, two points, in and beside the maps."""
+    """Two layers, two images, three queries, two heads, two points, in and beside the maps."""
     generator = torch.Generator().manual_seed(seed)
     locations = (torch.rand(2, 2, 3, 2, 2, 2, 2, generator=generator) - 0.5) * spread + 0.5
     weights = torch.rand(2, 2, 3, 2, 2, 2, generator=generator)
@@ -141,7 +141,7 @@ def test_key_aware_attention_has_no_attention_map():
 
 def test_one_to_many_queries_are_there_in_training_and_unseen_by_the_others():
     detector = small(HYBRID)
-    images = [picture(64, 96), picture(40, 70, 1.0)]
+    images = [make_image(64, 96), make_image(40, 70, 1.0)]
     training = detector.train()(images, objects(2, 5))
     answering = detector.eval()(images)
     assert [(group.name, group.size) for group in training.groups] == [("matching", 12), ("one2many", 12)]
@@ -162,15 +162,15 @@ def test_one_to_many_queries_are_there_in_training_and_unseen_by_the_others():
 def test_the_three_schemes_of_h_detr_can_be_switched_off(option):
     cfg = shrunk(HYBRID, **{"model.backbone.depth": 18, **option})
     targets = objects(2, 5)
-    losses, _ = build_criterion(cfg)(build_detector(cfg).train()([picture(64, 96)] * 2, targets), targets)
+    losses, _ = build_criterion(cfg)(build_detector(cfg).train()([make_image(64, 96)] * 2, targets), targets)
     assert any("one2many" in name for name in losses) == ("model.queries.num_one2many" not in option)
     assert sum(losses.values()).isfinite()
 
 
-def test_a_small_picture_has_fewer_tokens_than_queries():
+def test_a_small_image_has_fewer_tokens_than_queries():
     cfg = shrunk(HYBRID, **{"model.backbone.depth": 18, "model.queries.num_queries": 20})
     targets = objects(2, 5)
-    output = build_detector(cfg).train()([picture(32, 32)] * 2, targets)  # 16 + 4 + 1 + 1 tokens
+    output = build_detector(cfg).train()([make_image(32, 32)] * 2, targets)  # 16 + 4 + 1 + 1 tokens
     assert [group.size for group in output.groups] == [20, 2]
     losses, _ = build_criterion(cfg)(output, targets)
     assert sum(losses.values()).isfinite()

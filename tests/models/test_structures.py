@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models.layers.position import SinePosition
-from models.structures import Detections, DetectorOutput, Pyramid, Queries, QueryGroup, padding_of
+from models.structures import Detections, DetectorOutput, Pyramid, Queries, QueryGroup, padding_mask
 from util.tensors.image_batch import ImageBatch
 
 
 def pyramid(shapes, extents):
-    """A pyramid of zeros; extents per picture and level as (h, w)."""
+    """A pyramid of zeros; extents per image and level as (h, w)."""
     tokens = torch.zeros(len(extents), sum(h * w for h, w in shapes), 4)
-    pads = [padding_of(extent, shape, "cpu") for extent, shape in zip(zip(*extents, strict=True), shapes, strict=True)]
+    pads = [
+        padding_mask(extent, shape, "cpu") for extent, shape in zip(zip(*extents, strict=True), shapes, strict=True)
+    ]
     padding = torch.cat([pad.flatten(1) for pad in pads], 1)
     return Pyramid(tokens, tokens, padding, shapes, extents)
 
@@ -22,11 +24,11 @@ def pyramid(shapes, extents):
 @given(st.integers(1, 90), st.integers(0, 90), st.integers(1, 40))
 def test_extents_follow_nearest_neighbour_resizing(size, extra, cells):
     full = size + extra
-    batch = ImageBatch(torch.zeros(1, 3, full, full), padding_of(((size, full),), (full, full), "cpu"))
+    batch = ImageBatch(torch.zeros(1, 3, full, full), padding_mask(((size, full),), (full, full), "cpu"))
     assert batch.sizes == ((size, full),)
     resized = F.interpolate(batch.padding[:, None].float(), size=(cells, cells))[0, 0].bool()
     extents = batch.extents(cells, cells)
-    assert torch.equal(padding_of(extents, (cells, cells), "cpu")[0], resized)
+    assert torch.equal(padding_mask(extents, (cells, cells), "cpu")[0], resized)
 
 
 def test_batches_pad_to_the_right_and_at_the_bottom():

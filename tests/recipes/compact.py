@@ -1,4 +1,4 @@
-"""Makes the compact copies of what trainings of the papers' own code start from, which tests/models/test_recipe.py reads.
+"""Makes the compact copies of what trainings of the papers' own code start from, for tests/models/test_recipe.py.
 
 usage: python tests/recipes/compact.py RECIPES_FOLDER
 

@@ -16,18 +16,18 @@ from models import build_detector, build_postprocessor
 from models.ops import available_backends
 from models.postprocess import SigmoidTopK
 from models.registry import PARTS
-from tests.golden import filled, picture
+from tests.golden import filled, make_image
 from tests.tiny import shrunk
 from tools.export import (
     OPSET,
     TOLERANCE,
     ExportError,
+    OnImage,
     OnImages,
-    OnPicture,
     capture,
     check_exportable,
     difference,
-    example_picture,
+    example_image,
     export,
     in_plain_pytorch,
     main,
@@ -69,7 +69,7 @@ class Strided(nn.Module):
 
 
 def small(name):
-    """A detector of one or two levels and of few layers, whose answers follow the picture, and its config."""
+    """A detector of one or two levels and of few layers, whose answers follow the image, and its config."""
     path = ROOT / f"config/{name}.py"
     model = shrunk(path).model
     options = {"model.backbone": {"type": "Strided", "strides": (16,)}, "model.decoder.num_layers": 1}
@@ -102,18 +102,18 @@ class Together(nn.Module):
 def test_families_answer_the_same_under_onnxruntime(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    model, images, path = Together().eval(), picture(*SIZE)[None], tmp_path / "all.onnx"
+    model, images, path = Together().eval(), make_image(*SIZE)[None], tmp_path / "all.onnx"
     write_onnx(capture(model, images), path, {}, ("images", *model.outputs), OPSET)
     with torch.no_grad():
         answers, mirrored = (model(x) for x in (images, images.flip(-1)))
     for name, found, wanted, other in zip(model.outputs, run_file(path, images), answers, mirrored, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
-        assert (wanted - other).abs().max() > 10 * TOLERANCE, f"{name} does not look at the picture"
+        assert (wanted - other).abs().max() > 10 * TOLERANCE, f"{name} does not look at the image"
 
 
 def test_a_program_of_pytorch_takes_batches(tmp_path):
     detector, _ = small(CONDITIONAL)
-    images = torch.stack([picture(*SIZE), picture(*SIZE, 1.0)])
+    images = torch.stack([make_image(*SIZE), make_image(*SIZE, 1.0)])
     assert export(OnImages(detector), images, tmp_path / "model.pt2", {"names": ["a"]}) < TOLERANCE
     facts = {"facts.json": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=facts)
@@ -121,7 +121,7 @@ def test_a_program_of_pytorch_takes_batches(tmp_path):
 
 
 def test_from_a_checkpoint_to_detections_without_this_project(tmp_path):
-    """Conditional DETR: the command line with --with_processing, then tools/run_onnx.py on a picture of any size."""
+    """Conditional DETR: the command line with --with_processing, then tools/run_onnx.py on an image of any size."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     detector, cfg = small(CONDITIONAL)
@@ -132,9 +132,9 @@ def test_from_a_checkpoint_to_detections_without_this_project(tmp_path):
     save_checkpoint({"model": detector.state_dict(), **content}, tmp_path / "best.pth")
     arguments = ["--checkpoint", f"{tmp_path}/best.pth", "--output", f"{tmp_path}/best.onnx", "--size", "64", "96"]
     assert main(parse_arguments([*arguments, "--with_processing"])) == 0
-    pixels = example_picture(150, 130)
+    pixels = example_image(150, 130)
     with torch.no_grad():
-        wanted = OnPicture(detector, build_postprocessor(cfg), (64, 96))(pixels)
+        wanted = OnImage(detector, build_postprocessor(cfg), (64, 96))(pixels)
     for found, expected in zip(run_file(tmp_path / "best.onnx", pixels), wanted, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     Image.fromarray(pixels.numpy()).save(tmp_path / "waves.png")
@@ -155,8 +155,8 @@ def test_answers_are_compared_as_sets():
 
 
 @pytest.mark.parametrize(("old", "new"), [(90, 40), (40, 90), (33, 33)])
-def test_pictures_are_resized_as_pillow_does(old, new):
-    pixels = example_picture(old, 50)
+def test_images_are_resized_as_pillow_does(old, new):
+    pixels = example_image(old, 50)
     wanted = torch.from_numpy(np.array(Image.fromarray(pixels.numpy()).resize((50, new), Image.Resampling.BILINEAR)))
     found = torch.einsum("no,oxc->nxc", resizing(old, new), pixels.float())
     assert (found - wanted).abs().max() < 0.51  # Pillow rounds
@@ -177,7 +177,7 @@ def test_what_cannot_be_exported_is_named():
 def test_deformable_attention_gets_its_kernels_back():
     model = OnImages(small("deformable_detr/deformable_detr_r50")[0])
     before = available_backends()
-    assert own_rounding(model, picture(*SIZE)[None]) < TOLERANCE
+    assert own_rounding(model, make_image(*SIZE)[None]) < TOLERANCE
     with in_plain_pytorch():
         assert available_backends() == ("reference",)
     assert available_backends() == before

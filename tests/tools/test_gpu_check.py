@@ -18,7 +18,7 @@ from models.ops import ms_deform_attn
 from tools.dev.benchmark_ops import build_classic
 from tools.dev.gpu import speed
 from tools.dev.gpu.profile import METRICS, kernels
-from tools.dev.gpu.report import render
+from tools.dev.gpu.report import render_report
 from tools.dev.gpu.results import Results
 from tools.dev.gpu.stages import STAGES, Setting
 from tools.dev.gpu.waiting import NODE, SAID, WAITS, covered, synchronisations, who
@@ -39,12 +39,12 @@ def entries(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_rehearsal_runs_every_stage(tmp_path):
+def test_the_dry_run_runs_every_stage(tmp_path):
     done = gpu_check(tmp_path)
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(tmp_path.glob("*.log")))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
     report = (tmp_path / "REPORT.md").read_text()
-    assert report.startswith("# a rehearsal on the CPU")
+    assert report.startswith("# a dry run on the CPU")
     for name, stage in STAGES.items():
         found = entries(tmp_path / f"{name}.jsonl")
         assert found[-1]["kind"] == "end"
@@ -81,7 +81,7 @@ def test_a_stage_that_breaks_keeps_what_it_had(tmp_path):
     results.goal("as fast as light", 3.0, 2.0)
     with results.path.open("a") as file:
         file.write('{"kind": "row", "tab')  # killed while writing
-    report = render(tmp_path)
+    report = render_report(tmp_path)
     assert results.failed == 1
     for line in (
         "| small | 1.235 |",

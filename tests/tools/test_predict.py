@@ -1,4 +1,4 @@
-"""tools/predict.py: a model out of its checkpoint alone, any pictures, and what is wrong with the others."""
+"""tools/predict.py: a model out of its checkpoint alone, any images, and what is wrong with the others."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from torch import nn
 import tools.predict
 from datasets.annotations import read_annotations
 from datasets.categories import COCO, Categories
-from datasets.image_files import find_pictures, read_pictures
+from datasets.image_files import find_image_files, read_images
 from datasets.predictions import Found
 from datasets.shapes import make_shapes
 from models import build_detector
@@ -35,14 +35,14 @@ SMALL = {"data.resize.scale": 64, "data.resize.max_size": 96}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three pictures that can be used, and three that cannot."""
+    """Three images that can be used, and three that cannot."""
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=1, val=3)
-    pictures = root / "val2017"
-    (pictures / "broken.jpg").write_bytes(b"not a picture")
-    Image.new("RGB", (4000, 1)).save(pictures / "narrow.png")
-    (pictures / "notes.txt").write_text("not taken")
-    return pictures
+    val = root / "val2017"
+    (val / "broken.jpg").write_bytes(b"not an image")
+    Image.new("RGB", (4000, 1)).save(val / "narrow.png")
+    (val / "notes.txt").write_text("not taken")
+    return val
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_tf32_is_for_gpus_that_are_asked_to_use_it(folder, tmp_path, monkeypatch
     assert said == [allowed]
 
 
-def test_pictures_of_one_name_are_drawn_side_by_side(checkpoint, folder, tmp_path):
+def test_images_of_one_name_are_drawn_side_by_side(checkpoint, folder, tmp_path):
     source = sorted(folder.glob("0*.jpg"))[0]
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
@@ -138,16 +138,16 @@ def test_files_are_taken_once_and_names_with_brackets_are_no_patterns(tmp_path):
     for name in ("a[1].jpg", "a1.jpg", "b.PNG", "c.txt"):
         (tmp_path / name).touch()
     given = [str(tmp_path / "a[1].jpg"), str(tmp_path), str(tmp_path / "a?.jpg"), str(tmp_path / "c.txt")]
-    assert [path.name for path in find_pictures(given)] == ["a[1].jpg", "a1.jpg", "b.PNG", "c.txt"]
+    assert [path.name for path in find_image_files(given)] == ["a[1].jpg", "a1.jpg", "b.PNG", "c.txt"]
 
 
-def test_modes_and_turned_pictures(tmp_path):
+def test_modes_and_turned_images(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     Image.fromarray(np.full((20, 40), 257 * 200, np.uint16)).save(tmp_path / "deep.png")
     Image.new("RGBA", (40, 20), (9, 9, 9, 0)).save(tmp_path / "clear.png")
-    (turned,), (deep,), (clear,) = (read_pictures(tmp_path / f) for f in ("turned.jpg", "deep.png", "clear.png"))
+    (turned,), (deep,), (clear,) = (read_images(tmp_path / f) for f in ("turned.jpg", "deep.png", "clear.png"))
     assert turned.image.size == (20, 40)
     assert set(np.unique(np.asarray(deep.image))) == {200}
     assert clear.image.mode == "RGB"

@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.analysis import Analysis, PictureScores, analyse, coco_matches, read_results, run_coco_eval
+from datasets.analysis import Analysis, ImageScores, analyse_detections, coco_matches, read_results, run_coco_eval
 from datasets.annotations import read_annotations
-from datasets.coco_eval import NUMBERS, as_coco
+from datasets.coco_eval import NUMBERS, detections_as_coco
 from datasets.shapes import make_shapes
 from datasets.tide import KINDS, find_errors
 from tools.lib.svg import Line, line_chart, ticks
@@ -30,14 +30,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 HOSTILE = "<script>alert(1)</script>'\"&"
 
 
-def annotated(folder, objects, pictures=1, classes=("cat", "dog")):
-    """Annotations of pictures with objects: (class, x, y, w, h) with, at choice, 1 for a crowd, and the picture."""
+def annotated(folder, objects, num_images=1, classes=("cat", "dog")):
+    """Annotations of images with objects: (class, x, y, w, h) with, at choice, 1 for a crowd, and the image."""
     entries = []
     for number, (category, x, y, w, h, *more) in enumerate(objects, 1):
-        crowd, picture = (*more, 0, 1)[:2] if len(more) != 1 else (more[0], 1)
-        entry = {"id": number, "image_id": picture, "category_id": category, "iscrowd": crowd}
+        crowd, image = (*more, 0, 1)[:2] if len(more) != 1 else (more[0], 1)
+        entry = {"id": number, "image_id": image, "category_id": category, "iscrowd": crowd}
         entries.append(entry | {"bbox": [x, y, w, h], "area": w * h})
-    images = [{"id": key, "file_name": f"{key}.jpg", "height": 400, "width": 400} for key in range(1, pictures + 1)]
+    images = [{"id": key, "file_name": f"{key}.jpg", "height": 400, "width": 400} for key in range(1, num_images + 1)]
     categories = [{"id": key, "name": name} for key, name in enumerate(classes, 1)]
     path = folder / "truth.json"
     path.write_text(json.dumps({"images": images, "categories": categories, "annotations": entries}))
@@ -45,7 +45,7 @@ def annotated(folder, objects, pictures=1, classes=("cat", "dog")):
 
 
 def detected(*rows):
-    """(class, x, y, w, h, score) on picture 1 as a table."""
+    """(class, x, y, w, h, score) on image 1 as a table."""
     return np.array([(1, x, y, w, h, score, category) for category, x, y, w, h, score in rows], float).reshape(-1, 7)
 
 
@@ -74,7 +74,7 @@ CASES = {
         ["duplicate"],
     ),
     "background": ([(1, *A)], [(1, *FAR, 0.9), (1, *A, 0.8)], {"background": 0.5}, ["background"]),
-    "background of an empty picture": ([], [(1, *FAR, 0.9)], {}, ["background"]),
+    "background of an empty image": ([], [(1, *FAR, 0.9)], {}, ["background"]),
     "missed": ([(1, *A), (1, *B)], [(1, *A, 0.9)], {"missed": 1 - HALF_RECALL}, []),
     "the surest of two is put right": (
         [(1, *A)],
@@ -102,16 +102,16 @@ CASES = {
 def test_errors_with_known_costs(name, tmp_path):
     objects, rows, costs, kinds = CASES[name]
     annotations, detections = annotated(tmp_path, objects), detected(*rows)
-    analysis = analyse(annotations, detections, score=0.0)
+    analysis = analyse_detections(annotations, detections, score=0.0)
     for error in analysis.errors:
         assert error.cost == pytest.approx(costs.get(error.kind, 0.0), abs=1e-12), error.kind
     assert {error.kind: error.count for error in analysis.errors if error.kind in KINDS} == {
         kind: kinds.count(kind) for kind in KINDS
     }
-    (picture,) = analysis.pictures
-    assert sorted(kind for kind in picture.kinds if kind not in ("", "ignored")) == sorted(kinds)
-    assert picture.wrong == len(kinds)
-    found = picture.correct + picture.kinds.count("ignored") + picture.wrong
+    (image,) = analysis.images
+    assert sorted(kind for kind in image.kinds if kind not in ("", "ignored")) == sorted(kinds)
+    assert image.wrong == len(kinds)
+    found = image.correct + image.kinds.count("ignored") + image.wrong
     assert found == len(rows)
 
 
@@ -125,30 +125,30 @@ def test_the_confusion_matrix_counts_every_object_and_detection_once(tmp_path):
         (1, 310, 10, 20, 20, 0.6),  # in the crowd
         (1, *FAR, 0.1),  # too unsure
     ]
-    analysis = analyse(annotated(tmp_path, objects), detected(*rows), score=0.5)
+    analysis = analyse_detections(annotated(tmp_path, objects), detected(*rows), score=0.5)
     assert analysis.confusion.tolist() == [[1, 0, 1], [1, 0, 0], [1, 1, 0]]
-    (picture,) = analysis.pictures
-    assert (picture.correct, picture.wrong, picture.missed) == (1, 3, 2)
-    assert picture.objects_found.tolist() == [True, False, False, True]
-    assert picture.f1 == 2 / 7
+    (image,) = analysis.images
+    assert (image.correct, image.wrong, image.missed) == (1, 3, 2)
+    assert image.objects_found.tolist() == [True, False, False, True]
+    assert image.f1 == 2 / 7
 
 
 def test_errors_of_the_score_itself_are_sure(tmp_path):
     annotations = annotated(tmp_path, [(1, *A)])
     for score, sure in ((0.5, 1), (0.51, 0)):
-        analysis = analyse(annotations, detected((1, *FAR, 0.5)), score)
+        analysis = analyse_detections(annotations, detected((1, *FAR, 0.5)), score)
         assert {error.kind: error.sure for error in analysis.errors}["background"] == sure
         assert analysis.confusion.sum() == sure + 1  # and the missed object
-        assert analysis.pictures[0].wrong == sure
+        assert analysis.images[0].wrong == sure
 
 
-def test_of_equal_pictures_those_with_more_to_see_are_shown():
-    def picture(index, correct, wrong, missed):
-        return PictureScores(index, correct, wrong, missed, np.zeros(0, int), (), np.zeros(0, bool))
+def test_of_equal_images_those_with_more_to_see_are_shown():
+    def make_image(index, correct, wrong, missed):
+        return ImageScores(index, correct, wrong, missed, np.zeros(0, int), (), np.zeros(0, bool))
 
     scores = [(1, 0, 0), (0, 1, 0), (3, 0, 0), (0, 2, 3), (2, 0, 1), (0, 0, 2)]
-    pictures = [picture(index, *counts) for index, counts in enumerate(scores)]
-    best, worst = Analysis({}, [], {}, [], np.zeros((1, 1)), pictures, 0.5).extremes(9)
+    images = [make_image(index, *counts) for index, counts in enumerate(scores)]
+    best, worst = Analysis({}, [], {}, [], np.zeros((1, 1)), images, 0.5).extremes(9)
     assert [one.index for one in worst] == [3, 5, 1]
     assert [one.index for one in best] == [2, 0, 4]
 
@@ -158,17 +158,17 @@ def scene(tmp_path_factory):
     """Objects of all sizes, some crowds, a class without objects, and detections of every kind of quality."""
     rng, folder = np.random.default_rng(5), tmp_path_factory.mktemp("scene")
     objects, rows = [], []
-    for picture in range(1, 31):
+    for image in range(1, 31):
         for _ in range(rng.integers(0, 7)):
             category, (w, h) = int(rng.integers(1, 4)), rng.uniform(8, 150, 2).round(1)
             x, y = rng.uniform(0, 240, 2).round(1)
-            objects.append((category, x, y, w, h, int(rng.random() < 0.1), picture))
+            objects.append((category, x, y, w, h, int(rng.random() < 0.1), image))
             for _ in range(rng.integers(0, 4)):
                 box = np.array([x, y, w, h]) * rng.normal(1, 0.1, 4)
                 seen = category if rng.random() < 0.8 else int(rng.integers(1, 5))
-                rows.append((picture, *box, round(rng.random(), 2), seen))  # rounded: some scores are equal
-        rows += [(picture, *rng.uniform(1, 200, 4), rng.random() / 2, int(rng.integers(1, 5)))] * 2
-    return annotated(folder, objects, pictures=31, classes=("cat", "dog", "bird", "none")), np.array(rows)
+                rows.append((image, *box, round(rng.random(), 2), seen))  # rounded: some scores are equal
+        rows += [(image, *rng.uniform(1, 200, 4), rng.random() / 2, int(rng.integers(1, 5)))] * 2
+    return annotated(folder, objects, images=31, classes=("cat", "dog", "bird", "none")), np.array(rows)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def reference(scene):
     """pycocotools itself, on the file as it is."""
     annotations, detections = scene
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations.file))
-        run = COCOeval(truth, truth.loadRes(as_coco(detections)), "bbox")
+        ground_truth = COCO(str(annotations.file))
+        run = COCOeval(ground_truth, ground_truth.loadRes(detections_as_coco(detections)), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -185,7 +185,7 @@ def reference(scene):
 
 
 def test_numbers_are_those_of_pycocotools_to_the_last_digit(scene, reference):
-    analysis = analyse(*scene)
+    analysis = analyse_detections(*scene)
     assert list(analysis.numbers.values()) == reference.stats.tolist()
     assert tuple(analysis.numbers) == NUMBERS
     for place, entry in enumerate(analysis.classes):
@@ -206,13 +206,13 @@ def test_errors_start_from_the_ap50_of_pycocotools(scene, reference):
     assert errors.ap50() == reference.stats[1]
     assert {KINDS[code] for code in errors.kinds[errors.kinds >= 0]} == set(KINDS)
     assert all(cost.cost >= 0 for cost in errors.costs(0.5))
-    wrong = (errors.matches.truth < 0) & ~errors.matches.ignored
+    wrong = (errors.matches.ground_truth < 0) & ~errors.matches.ignored
     assert np.array_equal(errors.kinds >= 0, wrong)
 
 
 def test_no_detections_at_all(scene):
     annotations, _ = scene
-    analysis = analyse(annotations, np.zeros((0, 7)))
+    analysis = analyse_detections(annotations, np.zeros((0, 7)))
     assert analysis.numbers["AP"] == 0
     assert {error.kind: error.cost for error in analysis.errors}["classification"] == 0
     assert analysis.confusion[:, :-1].sum() == 0
@@ -221,7 +221,7 @@ def test_no_detections_at_all(scene):
 def test_results_of_other_data_are_refused(scene, tmp_path):
     path = tmp_path / "results.json"
     for entry, message in (
-        ({"image_id": 99, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 1}, "picture 99 is not in"),
+        ({"image_id": 99, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 1}, "image 99 is not in"),
         ({"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 9}, "class 9 is not in"),
         ({"image_id": 1, "bbox": [0, 0, 1], "score": 1, "category_id": 1}, "not a list of COCO results"),
         ({"image_id": 1, "bbox": [0, 0, 1, float("nan")], "score": 1, "category_id": 1}, "not finite"),
@@ -247,7 +247,7 @@ def evaluated(tmp_path_factory):
         for number, entry in enumerate(content["annotations"])
     ]
     (output / "results.json").write_text(json.dumps(results))
-    numbers = analyse(annotations, read_results(output / "results.json", annotations)).numbers
+    numbers = analyse_detections(annotations, read_results(output / "results.json", annotations)).numbers
     rounded = {key: round(value, 10) for key, value in numbers.items()}
     (output / "eval.json").write_text(json.dumps({"regular": {"AP": 0.0}, "ema": rounded}))
     epochs = [{"epoch": n, "train_loss": 3.0 - n, "train_lr": 1e-4, "test_AP": 0.2 * n} for n in range(3)]
@@ -285,7 +285,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(evaluated):
-    assert main([str(evaluated[0]), "--pictures", "2"]) == 0
+    assert main([str(evaluated[0]), "--num_images", "2"]) == 0
     return (evaluated[0] / "report.html").read_text()
 
 
@@ -295,7 +295,7 @@ def test_the_page_holds_all_and_fetches_nothing(page, evaluated):
     known = [value for value in evaluated[1].values() if value >= 0]
     assert len(known) > 6
     assert parsed.values[: len(known)] == known
-    for expected in ("moving average", HOSTILE, "localisation", "Worst pictures", "SigmoidTopK", "--benchmark_only"):
+    for expected in ("EMA", HOSTILE, "localisation", "Worst images", "SigmoidTopK", "--benchmark_only"):
         assert expected in parsed.text, expected
     assert "not of one evaluation" not in parsed.text
     assert not any(tag in ("script", "iframe", "object", "form") for tag, _ in parsed.tags)
@@ -309,9 +309,9 @@ def test_the_page_holds_all_and_fetches_nothing(page, evaluated):
 
 def test_the_page_serves_those_who_do_not_see_or_point(page):
     parsed = Page(page)
-    pictures = [found for tag, found in parsed.tags if tag == "img"]
-    assert len(pictures) == 2 * 2 * 2
-    assert all(re.match(r"(Truth|Detections): .+; \d+ (missed|wrong)", found["alt"]) for found in pictures)
+    images = [found for tag, found in parsed.tags if tag == "img"]
+    assert len(images) == 2 * 2 * 2
+    assert all(re.match(r"(Ground truth|Detections): .+; \d+ (missed|wrong)", found["alt"]) for found in images)
     assert all(found.get("aria-label") for tag, found in parsed.tags if found.get("role") in ("img", "region"))
     assert all(found.get("tabindex") == "0" for _, found in parsed.tags if "scroll" in found.get("class", "").split())
     assert any(tag == "html" and found.get("lang") for tag, found in parsed.tags)
@@ -328,7 +328,7 @@ def test_numbers_that_contradict_each_other_are_said(evaluated, tmp_path, capsys
             | {"size": [64, 96], "device": "CPU", "dtype": "float32"}
             | {
                 "batches": {
-                    "1": {"latency_ms": 5.0, "latency_ms_p95": 6.0, "pictures_per_second": 200.0, "peak_mb": None}
+                    "1": {"latency_ms": 5.0, "latency_ms_p95": 6.0, "images_per_second": 200.0, "peak_mb": None}
                 }
             }
         )
@@ -347,7 +347,7 @@ def test_a_torn_journal_is_drawn_as_far_as_it_goes(evaluated, tmp_path, capsys):
     shutil.copytree(evaluated[0], output)
     with (output / "log.txt").open("a") as file:
         file.write('\n{"epoch": 3, "train_lo')
-    assert main([str(output), "--pictures", "0"]) == 0
+    assert main([str(output), "--num_images", "0"]) == 0
     assert "log.txt, line 4: no entry of an epoch" in capsys.readouterr().err
     assert "over 3 epochs" in (output / "report.html").read_text()
 
@@ -369,15 +369,15 @@ def test_the_page_is_drawn_dark_and_light(page, evaluated, tmp_path):
     flags += " --disable-component-update --disable-sync --hide-scrollbars --window-size=500,1500"
     means = []
     for scheme in (0, 1):
-        picture, profile = tmp_path / f"{scheme}.png", tmp_path / f"profile{scheme}"
+        image, profile = tmp_path / f"{scheme}.png", tmp_path / f"profile{scheme}"
         more = [
             f"--blink-settings=preferredColorScheme={scheme}",
             f"--user-data-dir={profile}",
-            f"--screenshot={picture}",
+            f"--screenshot={image}",
         ]
         address = (evaluated[0] / "report.html").as_uri()
         subprocess.run([CHROMIUM, *flags.split(), *more, address], check=True, capture_output=True, timeout=120)
-        pixels = np.asarray(Image.open(picture).convert("L"), float)
+        pixels = np.asarray(Image.open(image).convert("L"), float)
         assert pixels.std() > 5
         means.append(np.median(pixels))
     assert means[0] < 50

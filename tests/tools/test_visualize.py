@@ -11,10 +11,10 @@ from PIL import Image
 from models import build_detector
 from models.layers.attention import ProjectedAttention
 from models.ops import ms_deform_attn
-from tests.golden import filled, picture
+from tests.golden import filled, make_image
 from tests.tiny import shrunk
 from tools.lib.drawings import SIDE, best_queries, draw_sampling, overlay
-from tools.lib.traces import LayerSampling, trace
+from tools.lib.traces import LayerSampling, trace_detector
 from tools.visualize import chosen_layers, drawings, main, parse_arguments
 from util.checkpoints.files import save_checkpoint
 from util.config import ConfigError, dump_config
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def detector_of(name):
-    """A narrow detector whose answers follow the picture, and its config."""
+    """A narrow detector whose answers follow the image, and its config."""
     cfg = shrunk(ROOT / f"config/{name}.py", **{"model.backbone.depth": 18, "model.num_classes": 3})
     detector = build_detector(cfg).eval()
     detector.load_state_dict({key: filled(key, tuple(value.shape)) for key, value in detector.state_dict().items()})
@@ -32,7 +32,7 @@ def detector_of(name):
 
 @pytest.fixture(scope="module")
 def pixels():
-    return Image.fromarray((picture(64, 96) * 50 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    return Image.fromarray((make_image(64, 96) * 50 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def pixels():
 )
 def test_what_each_family_shows(name, sheets, pixels):
     detector, _ = detector_of(name)
-    image = picture(64, 96)
+    image = make_image(64, 96)
     with torch.no_grad():
         before = detector([image])
-    found = trace(detector, image)
+    found = trace_detector(detector, image)
     torch.testing.assert_close(found.output.boxes, before.boxes)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in detector.modules())
     for sampling in found.samplings.values():
@@ -72,7 +72,7 @@ def test_weights_that_the_operator_keeps_to_itself():
     for name in ("encoder.layers.2.self_attn", "encoder.layers.0.self_attn"):
         module = detector.get_submodule(name)
         module.register_forward_hook(lambda m, inputs, result, name=name: answers.update({name: (inputs, result)}))
-    found = trace(detector, picture(64, 96))
+    found = trace_detector(detector, make_image(64, 96))
     for name, ((_, _, memory), (answer, _)) in answers.items():
         module, sampling = detector.get_submodule(name), found.samplings[name]
         weights = sampling.weights[None].contiguous()
@@ -100,7 +100,7 @@ def test_weights_of_projected_attention():
             )
 
     layer = Layer().eval()
-    weights = trace(layer, None).attentions["cross_attn"]
+    weights = trace_detector(layer, None).attentions["cross_attn"]
     assert weights[..., 4].eq(0).all()
     again = layer.cross_attn.out_proj((weights @ layer.value[0]).transpose(0, 1).flatten(1))
     torch.testing.assert_close(again, layer.answer[0])
@@ -130,7 +130,7 @@ def test_the_command_line_from_a_checkpoint(tmp_path, pixels, caplog):
     cfg.data.resize.scale = 64
     save_checkpoint({"model": detector.state_dict(), "config": dump_config(cfg)}, tmp_path / "best.pth")
     pixels.save(tmp_path / "waves.png")
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     files = [str(tmp_path / name) for name in ("broken.png", "waves.png")]
     common = ["look", *files, "--checkpoint", str(tmp_path / "best.pth"), "--output_dir", str(tmp_path / "out")]
     main(parse_arguments([*common, "--queries", "1", "4", "--layers", "decoder.layers.5"]))
@@ -143,8 +143,8 @@ def test_the_command_line_from_a_checkpoint(tmp_path, pixels, caplog):
         chosen_layers(["a.b"], ["encoder.layers.9"])
 
 
-def test_browsing_augmented_pictures(tmp_path):
-    """The box of a white square on black is drawn around the square, however the picture was changed."""
+def test_browsing_augmented_images(tmp_path):
+    """The box of a white square on black is drawn around the square, however the image was changed."""
     folder = tmp_path / "train2017"
     folder.mkdir()
     array = np.zeros((80, 120, 3), np.uint8)
@@ -158,7 +158,7 @@ def test_browsing_augmented_pictures(tmp_path):
     )
     config = str(ROOT / "config/small/lite_dino_r18_shapes.py")
     arguments = ["browse", "-c", config, "--coco_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    main(parse_arguments([*arguments, "--epochs", "4", "--pictures", "3"]))
+    main(parse_arguments([*arguments, "--epochs", "4", "--num_images", "3"]))
     sheet = np.array(Image.open(tmp_path / "out/augmented_00.png").convert("RGB")).astype(int)
     variants = np.split(sheet[18:], 4, axis=1)
     for variant in variants:

@@ -1,6 +1,6 @@
 """Times deformable attention, plain and key-aware, on every backend that is here, in one run.
 
-usage: python tools/dev/benchmark_ops.py [--repeats N] [--pictures 1 2] [--dtypes float32 bfloat16] [--classic] [--out FILE]
+usage: python tools/dev/benchmark_ops.py [--repeats N] [--batch_sizes 1 2] [--dtypes float32 bfloat16] [--classic] ...
 
 Shapes are those of a real model: 800x1066 pixels, strides 8 to 64, 8 heads of 32 channels, 4 levels of 4 points. Prints
 a Markdown table of medians, each as a ratio to the PyTorch reference on the same device. Other packages are measured
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn
-from util.measuring.benchmark import peak_megabytes, times
+from util.measuring.benchmark import peak_megabytes, time_repeats
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 HEADS, WIDTH, POINTS = 8, 32, 4
@@ -40,32 +40,32 @@ ROUND_LOCATIONS = ("transformers",)
 Shapes = tuple[tuple[int, int], ...]
 
 
-def problem(
-    pictures: int, queries: int | None, dtype: torch.dtype, device: str, shapes: Shapes = SHAPES
+def random_problem(
+    batch_size: int, queries: int | None, dtype: torch.dtype, device: str, shapes: Shapes = SHAPES
 ) -> tuple[torch.Tensor, ...]:
     """Random query, value, locations, weights, key. An encoder's queries (None) look near their own token."""
     generator = torch.Generator().manual_seed(0)
     tokens, levels = sum(h * w for h, w in shapes), len(shapes)
     count = queries or tokens
-    value = torch.randn(pictures, tokens, HEADS, WIDTH, generator=generator)
-    query = torch.randn(pictures, count, HEADS, WIDTH, generator=generator)
-    weights = torch.rand(pictures, count, HEADS, levels * POINTS, generator=generator).softmax(-1)
+    value = torch.randn(batch_size, tokens, HEADS, WIDTH, generator=generator)
+    query = torch.randn(batch_size, count, HEADS, WIDTH, generator=generator)
+    weights = torch.rand(batch_size, count, HEADS, levels * POINTS, generator=generator).softmax(-1)
     if queries:
         centers = torch.rand(count, 2, generator=generator)
     else:
         grids = [torch.cartesian_prod(torch.arange(h) / h + 0.5 / h, torch.arange(w) / w + 0.5 / w) for h, w in shapes]
         centers = torch.cat(grids).flip(1)
-    offsets = torch.randn(pictures, count, HEADS, levels, POINTS, 2, generator=generator) * 3
+    offsets = torch.randn(batch_size, count, HEADS, levels, POINTS, 2, generator=generator) * 3
     sizes = torch.tensor([(w, h) for h, w in shapes])
     locations = centers[:, None, None, None] + offsets / sizes[:, None]
-    weights = weights.view(pictures, count, HEADS, levels, POINTS)
+    weights = weights.view(batch_size, count, HEADS, levels, POINTS)
     query, value, weights = (x.to(device, dtype) for x in (query, value, weights))
     return query, value, locations.to(device), weights, value.flip(1)
 
 
 def median_ms(work: Callable[[], object], device: str, repeats: int) -> float:
     """The median of `repeats` runs after warming up, in milliseconds."""
-    return 1e3 * statistics.median(times(work, device, repeats))
+    return 1e3 * statistics.median(time_repeats(work, device, repeats))
 
 
 def forward_only(function: Callable, inputs: list[torch.Tensor]) -> Callable:
@@ -96,7 +96,7 @@ def levels(device: str, shapes: Shapes) -> tuple[torch.Tensor, torch.Tensor]:
     return sizes, torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
 
 
-def opponents(device: str, shapes: Shapes) -> dict[str, Callable]:
+def peers(device: str, shapes: Shapes) -> dict[str, Callable]:
     """Plain attention of other installed packages, with gradients: (value, locations, weights) -> answer."""
     found = {}
     sizes, starts = levels(device, shapes)
@@ -110,7 +110,7 @@ def opponents(device: str, shapes: Shapes) -> dict[str, Callable]:
     return found
 
 
-def forward_opponents(device: str, shapes: Shapes) -> dict[str, Callable]:
+def forward_peers(device: str, shapes: Shapes) -> dict[str, Callable]:
     """The same without gradients."""
     found = {}
     sizes, starts = levels(device, shapes)
@@ -179,7 +179,7 @@ def classic(shapes: Shapes = SHAPES) -> Callable:
     return Classic.apply
 
 
-def functions(
+def op_functions(
     device: str, dtype: str, with_classic: bool, shapes: Shapes = SHAPES
 ) -> dict[tuple[str, str], tuple[Callable, tuple[int, ...]]]:
     """{(attention, backend): (function, which of query, value, locations, weights, key it takes)} on a device."""
@@ -199,20 +199,22 @@ def functions(
     )
     if with_classic and device == "cuda" and dtype == "float32":
         found["plain", "classic"] = (classic(shapes), (1, 2, 3))
-    return found | {("plain", name): (work, (1, 2, 3)) for name, work in opponents(device, shapes).items()}
+    return found | {("plain", name): (work, (1, 2, 3)) for name, work in peers(device, shapes).items()}
 
 
-def table(device: str, pictures: list[int], dtypes: list[str], repeats: int, with_classic: bool) -> list[str]:
+def benchmark_table(
+    device: str, batch_sizes: list[int], dtypes: list[str], repeats: int, with_classic: bool
+) -> list[str]:
     """Rows of the Markdown table for one device."""
     rows = []
-    for count in pictures:
+    for count in batch_sizes:
         for queries in (None, 300, 900):
             for dtype in dtypes:
-                inputs = problem(count, queries, getattr(torch, dtype), device)
+                inputs = random_problem(count, queries, getattr(torch, dtype), device)
                 shape = f"{'encoder' if queries is None else f'{queries} queries'}, N={count}, {dtype}"
                 for label, make in (("forward", forward_only), ("forward+backward", with_backward)):
                     base = {}
-                    for (attention, backend), (function, taken) in functions(device, dtype, with_classic).items():
+                    for (attention, backend), (function, taken) in op_functions(device, dtype, with_classic).items():
                         work = make(function, [inputs[i] for i in taken])
                         slow = backend.startswith("reference") and device == "cpu"
                         ms = median_ms(work, device, max(1, repeats // 5) if slow else repeats)
@@ -223,7 +225,7 @@ def table(device: str, pictures: list[int], dtypes: list[str], repeats: int, wit
                             f"| {shape} | {label} | {attention} | {device}: {backend} | {ms:.2f} | {ratio} | {memory} |"
                         )
                         print(rows[-1], flush=True)
-                for name, function in forward_opponents(device, SHAPES).items():
+                for name, function in forward_peers(device, SHAPES).items():
                     work = forward_only(function, list(inputs[1:4]))
                     try:
                         ms = median_ms(work, device, repeats)
@@ -238,7 +240,7 @@ def table(device: str, pictures: list[int], dtypes: list[str], repeats: int, wit
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + ["cuda"] * torch.cuda.is_available())
     parser.add_argument("--classic", action="store_true", help="measure the classic layout too")
@@ -255,7 +257,9 @@ def main():
     ]
     print("\n".join(head), flush=True)
     rows = [
-        row for device in args.devices for row in table(device, args.pictures, args.dtypes, args.repeats, args.classic)
+        row
+        for device in args.devices
+        for row in benchmark_table(device, args.batch_sizes, args.dtypes, args.repeats, args.classic)
     ]
     if args.out:
         args.out.write_text("\n".join([*head, *rows]) + "\n")

@@ -2,7 +2,7 @@
 
 usage: python tools/dev/benchmark_peers.py [NAME ...] [--repeats N] [--keep_memory]
 
-Needs transformers, which nothing else here does. Weights are random on both sides; one picture of 800x1066, float32.
+Needs transformers, which nothing else here does. Weights are random on both sides; one image of 800x1066, float32.
 Each side runs as its users run it: the allocator of memory is told nothing in transformers' process, unless
 --keep_memory has it told what main.py tells it (util/processes/allocator.py).
 """
@@ -51,15 +51,15 @@ def peer_of(name: str) -> torch.nn.Module:
 
 @torch.inference_mode()
 def seconds_of_peer(name: str) -> float:
-    """Of one picture."""
+    """Of one image."""
     model = peer_of(name)
-    picture, mask = torch.randn(1, 3, *SIZE), torch.ones(1, *SIZE, dtype=torch.long)
+    image, mask = torch.randn(1, 3, *SIZE), torch.ones(1, *SIZE, dtype=torch.long)
     start = time.perf_counter()
-    model(picture, mask)
+    model(image, mask)
     return time.perf_counter() - start
 
 
-class Opponent:
+class Peer:
     """transformers' model of the same architecture, in a process of its own, which may keep freed memory too."""
 
     def __init__(self, name: str, keep_memory: bool = False):
@@ -69,7 +69,7 @@ class Opponent:
         )
 
     def __call__(self, *_) -> float:
-        """Detects on one picture of SIZE; returns the seconds that it took."""
+        """Detects on one image of SIZE; returns the seconds that it took."""
         return self.process.submit(seconds_of_peer, self.name).result()
 
 
@@ -77,11 +77,11 @@ class Opponent:
 def compare(name: str, repeats: int, keep_memory: bool) -> str:
     """Both models in turns, after one round that does not count."""
     (path,) = (ROOT / "config").rglob(f"{name}.py")
-    ours, theirs = build_detector(load_config(path)).eval(), Opponent(name, keep_memory)
-    picture, seconds = torch.randn(3, *SIZE), ([], [])
+    ours, theirs = build_detector(load_config(path)).eval(), Peer(name, keep_memory)
+    image, seconds = torch.randn(3, *SIZE), ([], [])
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        ours([picture])
+        ours([image])
         seconds[0].append(time.perf_counter() - start)
         seconds[1].append(theirs())
     a, b = (statistics.median(found[1:]) for found in seconds)

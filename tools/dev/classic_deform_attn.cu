@@ -1,4 +1,4 @@
-// The classic layout of deformable attention on the GPU, an opponent for tools/dev/benchmark_ops.py --classic: one thread per
+// The classic layout of deformable attention on the GPU, an peer for tools/dev/benchmark_ops.py --classic: one thread per
 // channel. Each thread computes the places of all samples again, reads one number at a time, and the gradients of
 // locations and weights are summed over a head's channels in shared memory by its first thread. float32 alone. A library of
 // C functions, without PyTorch's headers: it is built by nvcc alone, in seconds.

@@ -15,17 +15,17 @@ from datasets.coco import Limits
 from datasets.transforms import EvalTransform, TrainTransform
 from models.criteria.criterion import Supervision
 from models.registry import PARTS
-from tools.dev.tables import table
-from util.cli.options import TrainingOptions
+from tools.dev.tables import markdown_table
 from util.config.registry import named_parameters
-from util.training.optimizer import build_optimizer, build_schedule, moving_average
+from util.training.optimizer import build_ema, build_optimizer, build_schedule
+from util.training.options import TrainingOptions
 
 FILE = ROOT / "docs/reference.md"
 HEAD = """\
 # Config reference
 
-Written by `python tools/dev/config_reference.py` from signatures and docstrings. How configs inherit and merge is said in
-[the house](architecture.md#configs), every config stands in [models](models.md).
+Written by `python tools/dev/config_reference.py` from signatures and docstrings. How configs inherit and merge is
+said in [the architecture](architecture.md#configs), every config stands in [models](models.md).
 
 Options without a default must be given, except those that are handed down: what stands in `model` beside the five
 stages (`d_model`, `num_levels`, `num_classes`, `attention`, `head`, ...) reaches every part that has an option of that
@@ -34,11 +34,11 @@ name, and `in_channels` is the backbone's to say. An option of type "part" is a 
 SECTIONS = {
     "data.augment": TrainTransform,
     "data.resize": EvalTransform,
-    "data.broken": Limits,
+    "data.corrupt": Limits,
     "optimizer": build_optimizer,
     "schedule": build_schedule,
     "training": TrainingOptions,
-    "training.ema": moving_average,
+    "training.ema": build_ema,
     "criterion.supervise": Supervision,
 }
 """Sections of a config, and what is called with them."""
@@ -68,7 +68,7 @@ def entry(name: str, target: Callable, level: str) -> Iterator[str]:
         if option not in GIVEN
     ]
     if rows:
-        yield table(("option", "type", "default"), rows)
+        yield markdown_table(("option", "type", "default"), rows)
 
 
 def _annotation(parameter: inspect.Parameter) -> str:

@@ -1,8 +1,8 @@
-"""How cost grows with the picture: docs/growth.{csv,png}.
+"""How cost grows with the image: docs/growth.{csv,png}.
 
 usage: python tools/dev/growth.py [NAME ...] [--sides N ...] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp]
 
-Pictures are 4 wide to 3 high, and as in evaluation no longer than 1333.
+Images are 4 wide to 3 high, and as in evaluation no longer than 1333.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from util.reporting.plots import line_plots
 MODELS = ("dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda", "lite_dino_r50_h3l1_2p1x3_da")
 SIDES = (400, 600, 800, 1000, 1200, 1333)
 LONGEST = 1333
-QUANTITIES = {"multiply-adds, G": "gmacs", "seconds": "seconds", "peak MB": "peak_mb"}
+QUANTITIES = {"GMACs": "gmacs", "seconds": "seconds", "peak MB": "peak_mb"}
 
 
 def main():

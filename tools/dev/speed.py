@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from models import build_detector
-from tools.dev.benchmark_peers import SIZE, Opponent
-from tools.dev.tables import PUBLISHED, published_ap, table
+from tools.dev.benchmark_peers import SIZE, Peer
+from tools.dev.tables import PUBLISHED, markdown_table, published_ap
 from util.config import load_config
-from util.measuring.benchmark import matrix_rate, measure_latency, name_of
+from util.measuring.benchmark import device_name, matrix_rate, measure_latency
 from util.measuring.flops import count_gmacs
 from util.reporting.plots import scatter_plot
 from util.tensors.precision import Precision, allow_tf32
@@ -26,26 +26,26 @@ CLAIMS = (
       for kind in ("h3l1_2p1x3", "h3l1_6p1x1", "h2l2_2p1x3") for attention in ("kda", "da")),
 )  # fmt: skip
 """(what its paper calls faster, than what)."""
-YARDSTICK = "transformers' deformable_detr_r50"
+BASELINE = "transformers' deformable_detr_r50"
 """Whose seconds are known of the machine that the papers' code ran on, and can be measured here."""
 
 
 def measure_all(
-    chosen: list[Path], args: argparse.Namespace, opponents: dict[str, Callable] | None = None
+    chosen: list[Path], args: argparse.Namespace, peers: dict[str, Callable] | None = None
 ) -> dict[str, dict]:
     """Times the models one after the other, once a round, and the machine's matrix products between them.
 
     Args:
-        opponents: by name, further models to time: callables that take a list of pictures.
+        peers: by name, further models to time: callables that take a list of images.
 
     Returns:
-        by name: gmacs (not of opponents), peak_mb, and of each round: seconds, the median of the repeats, and rate, the
+        by name: gmacs (not of peers), peak_mb, and of each round: seconds, the median of the repeats, and rate, the
         matrix products' operations per second just before, in 10^9.
     """
     allow_tf32(False)  # so that float32 is float32, in convolutions too
     precision = Precision(args.device, args.amp)
     detectors = {path.stem: build_detector(load_config(path)).to(args.device).eval() for path in chosen}
-    timed = detectors | (opponents or {})
+    timed = detectors | (peers or {})
     found = {name: {"seconds": [], "rate": []} for name in timed}
     for name, detector in detectors.items():
         found[name]["gmacs"] = count_gmacs(detector, [torch.empty(3, *args.size)], inference=True)
@@ -65,27 +65,29 @@ def between(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def yardstick(args: argparse.Namespace) -> dict[str, Callable]:
+def baseline(args: argparse.Namespace) -> dict[str, Callable]:
     """transformers' model by name, where transformers is installed and can be held against the given seconds."""
     measurable = args.device == "cpu" and not args.amp and tuple(args.size) == SIZE
     found = measurable and importlib.util.find_spec("transformers") is not None
-    return {YARDSTICK: Opponent("deformable_detr_r50")} if found else {}
+    return {BASELINE: Peer("deformable_detr_r50")} if found else {}
 
 
 def write_speed(chosen: list[Path], args: argparse.Namespace):
     """Measures and writes speed.{md,csv,png} in a folder."""
-    found = measure_all(chosen, args, yardstick(args))
+    found = measure_all(chosen, args, baseline(args))
     rate = statistics.median(rate for numbers in found.values() for rate in numbers["rate"])
-    theirs = found.pop(YARDSTICK, {}).get("seconds")
+    theirs = found.pop(BASELINE, {}).get("seconds")
     base = args.baseline if args.baseline in found else chosen[0].stem
     ap = {path.stem: published_ap(path) for path in chosen}
     rows = [_row(name, ap[name], numbers, found[base], theirs) for name, numbers in found.items()]
-    header = ("model", "AP as published", "multiply-adds, G", "seconds", "peak MB", f"multiply-adds / {base}",
+    header = ("model", "AP as published", "GMACs", "seconds", "peak MB", f"MACs / {base}",
               f"seconds / {base}", "seconds / time of its products", "seconds of the papers' code",
               "times as fast, at transformers' pace")  # fmt: skip
     claims = [_claim(found[fast], found[slow], fast, slow) for fast, slow in CLAIMS if {fast, slow} <= found.keys()]
-    claimed = table(("model", "than", "multiply-adds, times fewer", "seconds, times fewer", "of these"), claims)
-    measured = _about(args, rate) + (_about_pace(statistics.median(theirs)) if theirs else "") + table(header, rows)
+    claimed = markdown_table(("model", "than", "MACs, times fewer", "seconds, times fewer", "of these"), claims)
+    measured = (
+        _about(args, rate) + (_about_pace(statistics.median(theirs)) if theirs else "") + markdown_table(header, rows)
+    )
     (args.out / "speed.md").write_text(measured + (CLAIMED + claimed if claims else ""))
     with (args.out / "speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
@@ -94,13 +96,13 @@ def write_speed(chosen: list[Path], args: argparse.Namespace):
         for name, numbers in found.items()
         if ap[name]
     ]
-    scatter_plot(points, ("seconds", "multiply-adds, G"), "AP as published", args.out / "speed.png")
+    scatter_plot(points, ("seconds", "GMACs"), "AP as published", args.out / "speed.png")
 
 
 def _row(name: str, ap: str, numbers: dict, base: dict, theirs: list[float] | None) -> tuple[str, ...]:
     gmacs, seconds = numbers["gmacs"], numbers["seconds"]
     products = [2 * gmacs / rate for rate in numbers["rate"]]
-    given, yard = PUBLISHED["cpu_seconds"].get(name), PUBLISHED["cpu_seconds"][YARDSTICK]
+    given, yard = PUBLISHED["cpu_seconds"].get(name), PUBLISHED["cpu_seconds"][BASELINE]
     return (
         name,
         ap,
@@ -122,28 +124,28 @@ def _claim(fast: dict, slow: dict, *names: str) -> tuple[str, ...]:
 
 def _about(args: argparse.Namespace, rate: float) -> str:
     words = " ".join(["python", *sys.argv])
-    where = name_of(args.device) if args.device == "cuda" else f"{platform.machine()} {name_of(args.device)}"
+    where = device_name(args.device) if args.device == "cuda" else f"{platform.machine()} {device_name(args.device)}"
     return f"""\
 # Speed
 
-One picture of {args.size[0]}x{args.size[1]}, {"autocast to bfloat16" if args.amp else "float32"}, on {where};
+One image of {args.size[0]}x{args.size[1]}, {"autocast to bfloat16" if args.amp else "float32"}, on {where};
 PyTorch {torch.__version__}. Medians of {args.rounds} rounds, also of the ratios: the machine's speed changes from one
-minute to the next, so compare within one table. "Time of its products" is what a model's multiply-adds would take at
+minute to the next, so compare within one table. "Time of its products" is what a model's MACs would take at
 the rate of large matrix products just before, {rate:.0f} GFLOP/s in the median. "Seconds of the papers' code" were
-given, not measured here: of an 800x1066 picture on a CPU of that kind, 2 threads, its op in plain PyTorch.
+given, not measured here: of an 800x1066 image on a CPU of that kind, 2 threads, its op in plain PyTorch.
 
 ```sh
 {words}
 ```
 
-![AP as published against seconds and multiply-adds](speed.png)
+![AP as published against seconds and MACs](speed.png)
 
 """
 
 
 def _about_pace(seconds: float) -> str:
     return f"""\
-transformers' Deformable DETR took {PUBLISHED["cpu_seconds"][YARDSTICK]} s there (given), and {seconds:.2f} s here,
+transformers' Deformable DETR took {PUBLISHED["cpu_seconds"][BASELINE]} s there (given), and {seconds:.2f} s here,
 between our models and in a process of its own, whose allocator is as it comes. "Times as fast, at transformers' pace"
 supposes that the papers' code would be slower here by the same factor.
 

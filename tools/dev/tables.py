@@ -24,14 +24,19 @@ SCHEDULE = re.compile(r"_\d+e$")
 PUBLISHED = json.loads((ROOT / "tools/dev/published.json").read_text())
 
 
-def line(*cells: str) -> str:
+def markdown_row(*cells: str) -> str:
     """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table."""
-    return "\n".join([line(*header), line(*["---"] * len(header)), *(line(*cells) for cells in rows)]) + "\n"
+    return (
+        "\n".join(
+            [markdown_row(*header), markdown_row(*["---"] * len(header)), *(markdown_row(*cells) for cells in rows)]
+        )
+        + "\n"
+    )
 
 
 def configs(folder: Path) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """Measures every model of config/, or some, and holds it against what its paper prints.
 
-usage: python tools/dev/zoo.py [NAME ...]                   docs/models.md: parameters, multiply-adds, published figures
+usage: python tools/dev/zoo.py [NAME ...]                   docs/models.md: parameters, MACs, published figures
        python tools/dev/zoo.py --latency [NAME ...]         docs/speed.{md,csv,png}: latency and memory on this machine,
                                                         beside its matrix products, the papers' code and claims
                            [--baseline NAME] [--size H W] [--repeats N] [--rounds N] [--device cpu|cuda] [--amp]
@@ -23,23 +23,23 @@ sys.path.insert(0, str(ROOT))
 
 from models import build_detector
 from tools.dev.speed import write_speed
-from tools.dev.tables import PAPERS, PUBLISHED, SCHEDULE, chosen_configs, line, published_ap, table
+from tools.dev.tables import PAPERS, PUBLISHED, SCHEDULE, chosen_configs, markdown_row, markdown_table, published_ap
 from util.config import load_config
 from util.measuring.benchmark import SIZE
 from util.measuring.flops import ELEMENTWISE, count_gmacs
 from util.processes.allocator import keep_freed_memory
 
 COLUMNS = (
-    "model", "config", "parameters, M", "trainable, M", "as printed", "multiply-adds, G", "as its table counts",
+    "model", "config", "parameters, M", "trainable, M", "as printed", "GMACs", "as its table counts",
     "as printed", "AP as published", "checked",
 )  # fmt: skip
 HEAD = f"""\
 # Models
 
-Written by `python tools/dev/zoo.py`. AP on COCO val2017 is **as published**, by the paper or with its code's checkpoints;
-nothing here was trained to the end with this code. Parameters (all, and those that train) and multiply-adds (one
-picture of {SIZE[0]}x{SIZE[1]}) are this code's, "as printed" what the paper's table says. Tables differ in what they
-count: those of DETR and Conditional DETR average over the first 100 pictures of val2017 and count sums, products, ReLUs
+Written by `python tools/dev/zoo.py`. AP on COCO val2017 is **as published**, by the paper or with its code's
+checkpoints; nothing here was trained to the end with this code. Parameters (all, and those that train) and MACs (one
+image of {SIZE[0]}x{SIZE[1]}) are this code's, "as printed" what the paper's table says. Tables differ in what they
+count: those of DETR and Conditional DETR average over the first 100 images of val2017 and count sums, products, ReLUs
 and softmax too, number by number; Sparse DETR's take one of 800x1066 and leave out the encoder's auxiliary heads (and
 their 0.8 M parameters), its row of DETR on Swin-T too; the others take one of {SIZE[0]}x{SIZE[1]}.
 "As its table counts" does the same; rows that still differ by more than 1 % are listed below, with the reason.
@@ -50,7 +50,7 @@ gives the outputs, losses and gradients of the paper's code.
 
 
 def resized(height: int, width: int, scale: int = 800, longest: int = 1333) -> tuple[int, int]:
-    """The size that evaluation gives a picture."""
+    """The size that evaluation gives an image."""
     short, long = min(height, width), max(height, width)
     if long / short * scale > longest:
         scale = round(longest * short / long)
@@ -58,7 +58,7 @@ def resized(height: int, width: int, scale: int = 800, longest: int = 1333) -> t
 
 
 def as_printed(detector: nn.Module, folder: str, printed: dict, usual: float) -> float:
-    """10^9 multiply-adds, counted on the pictures of the row's own table; `usual` are those of one of SIZE."""
+    """GMACs, counted on the images of the row's own table; `usual` are those of one of SIZE."""
     if "size" in printed:
         return count_gmacs(detector, [torch.empty(3, *printed["size"])])
     if folder == "sparse_detr":
@@ -66,7 +66,7 @@ def as_printed(detector: nn.Module, folder: str, printed: dict, usual: float) ->
         return count_gmacs(detector, [torch.empty(3, 800, 1066)])
     if folder not in ("detr", "conditional_detr"):
         return usual
-    # On its side a picture costs the same.
+    # On its side an image costs the same.
     sizes = Counter(tuple(sorted(resized(*size))) for size in PUBLISHED["val2017_sizes"])
     counts = {size: count_gmacs(detector, [torch.empty(3, *size)], convention=ELEMENTWISE) for size in sizes}
     return sum(counts[size] * times for size, times in sizes.items()) / sizes.total()
@@ -96,7 +96,7 @@ def row(path: Path) -> tuple[str, ...]:
 
 
 def differences(rows: dict[str, tuple[str, ...]]) -> str:
-    """The rows whose multiply-adds, counted as in their table, differ from the printed ones by more than 1 %.
+    """The rows whose MACs, counted as in their table, differ from the printed ones by more than 1 %.
 
     And those of whose parameters neither all nor those that train are printed.
     """
@@ -111,18 +111,22 @@ def differences(rows: dict[str, tuple[str, ...]]) -> str:
         if theirs and abs(float(ours) / theirs - 1) > 0.01:
             reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("reason"), "not known")
             found.append((name, ours, str(theirs), f"{100 * (float(ours) / theirs - 1):+.1f} %", reason))
-    return "\n" + table(("model", "as its table counts", "as printed", "difference", "reason"), found) if found else ""
+    return (
+        "\n" + markdown_table(("model", "as its table counts", "as printed", "difference", "reason"), found)
+        if found
+        else ""
+    )
 
 
 def write_models(chosen: list[Path], whole: bool):
     """Writes docs/models.md, or prints the rows of some models."""
-    lines, rows, family = [line(*COLUMNS), line(*["---"] * len(COLUMNS))], {}, None
+    lines, rows, family = [markdown_row(*COLUMNS), markdown_row(*["---"] * len(COLUMNS))], {}, None
     for path in chosen:
         if path.parent.name != family:
             family = path.parent.name
-            lines.append(line(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(COLUMNS) - 1)))
+            lines.append(markdown_row(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(COLUMNS) - 1)))
         rows[path.stem] = row(path)
-        lines.append(line(*rows[path.stem]))
+        lines.append(markdown_row(*rows[path.stem]))
         print(lines[-1], file=sys.stderr)
     text = "\n".join(lines) + "\n" + differences(rows)
     if whole:

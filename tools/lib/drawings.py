@@ -1,10 +1,10 @@
-"""Pictures of what detectors look at and of what they are trained on. Every function returns a PIL picture.
+"""Images of what detectors look at and of what they are trained on. Every function returns a PIL image.
 
 In a notebook:
 
     restored = restore_detector("best.pth")
-    found = look(restored.detector, picture, EvalTransform(**restored.cfg.data.resize))
-    draw_samplings(picture, found, best_queries(found.output.answer, 3), ["decoder.layers.5.cross_attn"])
+    found = look(restored.detector, image, EvalTransform(**restored.cfg.data.resize))
+    draw_samplings(image, found, best_queries(found.output.answer, 3), ["decoder.layers.5.cross_attn"])
 """
 
 import numpy as np
@@ -16,17 +16,17 @@ from datasets.coco import DetectionDataset
 from datasets.transforms import MEAN, STD, EvalTransform, Sample
 from models.criteria.token_selection import decoder_attention_map
 from models.structures import Detections, Sampling
-from tools.lib.traces import LayerSampling, Trace, trace
+from tools.lib.traces import LayerSampling, Trace, trace_detector
 from util.reporting.plots import COLOURS, Box, draw_boxes
 
 SIDE = 640
 """Pixels of the longer side of a panel."""
 
 
-def look(detector: nn.Module, picture: Image.Image, transform: EvalTransform) -> Trace:
-    """What a detector looked at while it answered for an RGB picture. See tools.lib.traces."""
-    image, _ = transform(Sample(picture, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)), None).tensors()
-    return trace(detector, image)
+def trace_image(detector: nn.Module, image: Image.Image, transform: EvalTransform) -> Trace:
+    """What a detector looked at while it answered for an RGB image. See tools.lib.traces."""
+    tensor, _ = transform(Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)), None).tensors()
+    return trace_detector(detector, tensor)
 
 
 def best_queries(found: Detections, count: int) -> list[int]:
@@ -43,63 +43,63 @@ def heat(values: Tensor) -> np.ndarray:
     return (stops[low] * (1 - share) + stops[low + 1] * share).astype(np.uint8)
 
 
-def panel(picture: Image.Image) -> Image.Image:
+def panel(image: Image.Image) -> Image.Image:
     """A dimmed copy whose longer side is SIDE, to draw on."""
-    factor = SIDE / max(picture.size)
-    small = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.BILINEAR)
+    factor = SIDE / max(image.size)
+    small = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BILINEAR)
     return Image.eval(small.convert("RGB"), lambda value: value * 3 // 5)
 
 
-def overlay(picture: Image.Image, values: Tensor) -> Image.Image:
-    """A map (H, W), scaled to its largest value, laid over a picture."""
-    shown = panel(picture)
+def overlay(image: Image.Image, values: Tensor) -> Image.Image:
+    """A map (H, W), scaled to its largest value, laid over an image."""
+    shown = panel(image)
     values = values.float() / values.max().clamp(min=1e-12)
     warm = Image.fromarray(heat(values)).resize(shown.size, Image.Resampling.NEAREST)
     return Image.blend(shown, warm, 0.6)
 
 
-def highlight(picture: Image.Image, mask: Tensor) -> Image.Image:
-    """A picture that is bright where a map (H, W) is 1, and dark where it is 0."""
-    dim = panel(picture)
-    bright = picture.convert("RGB").resize(dim.size, Image.Resampling.BILINEAR)
+def highlight(image: Image.Image, mask: Tensor) -> Image.Image:
+    """An image that is bright where a map (H, W) is 1, and dark where it is 0."""
+    dim = panel(image)
+    bright = image.convert("RGB").resize(dim.size, Image.Resampling.BILINEAR)
     where = Image.fromarray((mask * 255).byte().numpy()).resize(dim.size, Image.Resampling.NEAREST)
     return Image.composite(bright, Image.eval(dim, lambda value: value // 3), where)
 
 
 def titled(shown: Image.Image, title: str) -> Image.Image:
-    """The picture under a line of text."""
+    """The image under a line of text."""
     sheet = Image.new("RGB", (shown.width, shown.height + 18), "white")
     ImageDraw.Draw(sheet).text((4, 3), title, fill="black")
     sheet.paste(shown, (0, 18))
     return sheet
 
 
-def tiled(pictures: list[Image.Image], columns: int) -> Image.Image:
-    """Pictures beside and below each other."""
-    width, height = (max(picture.size[axis] for picture in pictures) + 4 for axis in (0, 1))
-    columns = min(columns, len(pictures))
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * width + 2, number // columns * height + 2))
+def tiled(images: list[Image.Image], columns: int) -> Image.Image:
+    """Images beside and below each other."""
+    width, height = (max(image.size[axis] for image in images) + 4 for axis in (0, 1))
+    columns = min(columns, len(images))
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * width + 2, number // columns * height + 2))
     return sheet
 
 
 def draw_box(shown: Image.Image, box: Tensor):
-    """A box (4,) as cx, cy, w, h in (0, 1), onto a picture."""
+    """A box (4,) as cx, cy, w, h in (0, 1), onto an image."""
     cx, cy, w, h = box.tolist()
     corners = ((cx - w / 2) * shown.width, (cy - h / 2) * shown.height)
     ends = ((cx + w / 2) * shown.width, (cy + h / 2) * shown.height)
     ImageDraw.Draw(shown).rectangle((*corners, *ends), outline="#ffe14a", width=2)
 
 
-def draw_sampling(picture: Image.Image, sampling: LayerSampling, query: int, box: Tensor | None = None) -> Image.Image:
+def draw_sampling(image: Image.Image, sampling: LayerSampling, query: int, box: Tensor | None = None) -> Image.Image:
     """One query's sampling points: the colour is the level, finest first, the area of a dot its weight.
 
     Args:
         query: a row of the sampling.
         box: (4,) what the query found, as cx, cy, w, h in (0, 1).
     """
-    shown = panel(picture)
+    shown = panel(image)
     if box is not None:
         draw_box(shown, box)
     pen, size = ImageDraw.Draw(shown), np.array(shown.size)
@@ -116,7 +116,7 @@ def draw_sampling(picture: Image.Image, sampling: LayerSampling, query: int, box
     return shown
 
 
-def draw_samplings(picture: Image.Image, found: Trace, queries: list[int], layers: list[str]) -> Image.Image:
+def draw_samplings(image: Image.Image, found: Trace, queries: list[int], layers: list[str]) -> Image.Image:
     """Sampling points of queries (rows) in layers (columns).
 
     A layer of the decoder shows the queries themselves, one of the encoder the tokens that lie nearest to what they
@@ -133,11 +133,11 @@ def draw_samplings(picture: Image.Image, found: Trace, queries: list[int], layer
             if name.startswith("encoder"):
                 row = int((sampling.reference - box[:2]).square().sum(-1).argmin())
             title = f"query {query}, {name}" if row == query else f"token {row} near query {query}, {name}"
-            rows.append(titled(draw_sampling(picture, sampling, row, box), title))
+            rows.append(titled(draw_sampling(image, sampling, row, box), title))
     return tiled(rows, len(layers))
 
 
-def draw_attention(picture: Image.Image, found: Trace, queries: list[int], layers: list[str]) -> Image.Image:
+def draw_attention(image: Image.Image, found: Trace, queries: list[int], layers: list[str]) -> Image.Image:
     """Where queries (rows) of a dense decoder look in layers (columns), as the mean of the heads.
 
     Args:
@@ -151,13 +151,13 @@ def draw_attention(picture: Image.Image, found: Trace, queries: list[int], layer
             seen = found.attentions[name][:, query].mean(0)
             if taken is not None:
                 seen = seen.new_zeros(height * width).scatter(0, taken[0], seen[: taken.shape[1]])
-            shown = overlay(picture, seen.view(height, width))
+            shown = overlay(image, seen.view(height, width))
             draw_box(shown, found.output.boxes[0, query])
             rows.append(titled(shown, f"query {query}, {name}"))
     return tiled(rows, len(layers))
 
 
-def draw_selection(picture: Image.Image, found: Trace) -> Image.Image:
+def draw_selection(image: Image.Image, found: Trace) -> Image.Image:
     """Sparse DETR: the tokens that were updated (left) and what the decoder looks at (right), a row for each level."""
     selection = found.output.aux["selection"]
     chosen = selection.chosen[0][selection.kept[0]]
@@ -169,11 +169,9 @@ def draw_selection(picture: Image.Image, found: Trace) -> Image.Image:
     sizes, rows = [h * w for h, w in selection.shapes], []
     for level, (mask, seen) in enumerate(zip(kept.split(sizes), looked.split(sizes), strict=True)):
         shape = selection.shapes[level]
-        rows.append(
-            titled(highlight(picture, mask.view(shape)), f"level {level}: {int(mask.sum())} of {len(mask)} kept")
-        )
+        rows.append(titled(highlight(image, mask.view(shape)), f"level {level}: {int(mask.sum())} of {len(mask)} kept"))
         title = f"decoder attention; kept tokens get {share:.0%} of all levels'"
-        rows.append(titled(overlay(picture, seen.view(shape)), title))
+        rows.append(titled(overlay(image, seen.view(shape)), title))
     return tiled(rows, 2)
 
 
@@ -197,20 +195,20 @@ def draw_updates(found: Trace) -> Image.Image:
 
 
 def draw_augmented(dataset: DetectionDataset, indices: list[int], epochs: int = 3, columns: int = 0) -> Image.Image:
-    """Training pictures as the model gets them, with their boxes: each in a row, as it is in each of several epochs."""
+    """Training images as the model gets them, with their boxes: each in a row, as it is in each of several epochs."""
     shown = []
     for index in indices:
         for epoch in range(epochs):
-            image, target = dataset[index, epoch]
-            pixels = (image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
-            picture = Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
-            scale = torch.tensor(picture.size * 2)
+            tensor, target = dataset[index, epoch]
+            pixels = (tensor * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
+            image = Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+            scale = torch.tensor(image.size * 2)
             centres, halves = (target["boxes"] * scale).split(2, 1)[0], (target["boxes"] * scale)[:, 2:] / 2
             corners = torch.cat([centres - halves, centres + halves], 1).tolist()
             names = dataset.annotations.categories.names
             boxes = [Box(tuple(c), s, names[s]) for c, s in zip(corners, target["labels"].tolist(), strict=True)]
-            drawn = draw_boxes(picture, boxes)
+            drawn = draw_boxes(image, boxes)
             drawn.thumbnail((SIDE // 2, SIDE // 2))
-            title = f"{dataset.annotations.name(index)}, epoch {epoch}: {picture.width}x{picture.height}"
+            title = f"{dataset.annotations.name(index)}, epoch {epoch}: {image.width}x{image.height}"
             shown.append(titled(drawn, title))
     return tiled(shown, columns or epochs)

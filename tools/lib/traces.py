@@ -1,6 +1,6 @@
 """What detectors look at, recorded by hooks on their parts while they answer; the parts know nothing of it.
 
-Recordings are of one picture: the functions take a detector in eval mode and one normalised (3, h, w) tensor.
+Recordings are of one image: the functions take a detector in eval mode and one normalised (3, h, w) tensor.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ class LayerSampling:
     """Where one deformable attention looked.
 
     Attributes:
-        reference: (Q, 2), the centres of what the queries stand for, relative to the picture.
-        locations: (Q, heads, L, points, 2), x and y relative to the picture.
+        reference: (Q, 2), the centres of what the queries stand for, relative to the image.
+        locations: (Q, heads, L, points, 2), x and y relative to the image.
         weights: (Q, heads, L, points); of each query and head they add up to 1.
     """
 
@@ -38,7 +38,7 @@ class LayerSampling:
 
 @dataclass
 class Trace:
-    """What was recorded of one picture. The keys of the dicts are names of modules, in the order of their calls.
+    """What was recorded of one image. The keys of the dicts are names of modules, in the order of their calls.
 
     Attributes:
         output: what the detector answered.
@@ -56,7 +56,7 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(detector: nn.Module, image: Tensor) -> Trace:
+def trace_detector(detector: nn.Module, image: Tensor) -> Trace:
     """Lets a detector answer and records all that it looks at."""
     found = Trace()
     with _hooks(detector, found):

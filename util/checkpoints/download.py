@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from util.processes.distributed import in_turn
+from util.processes.distributed import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class DownloadError(OSError):
     """A file that cannot be had; the message says why and what helps."""
 
 
-def fetch(source: str) -> Path:
+def fetch_checkpoint(source: str) -> Path:
     """The file behind a path, a URL or "hf-hub:OWNER/NAME"; from this machine's cache if it is there.
 
     Raises:
@@ -79,7 +79,7 @@ def _from_url(url: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with in_turn(path):
+        with file_lock(path):
             if not path.is_file():  # else another process has downloaded it meanwhile
                 log.info("downloading %s to %s%s", url, path, _former(url, path))
                 _download(url, path)

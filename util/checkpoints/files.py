@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.checkpoints.download import DownloadError, fetch, sha256
-from util.processes.distributed import gather, is_main, together, world_size
+from util.checkpoints.download import DownloadError, fetch_checkpoint, sha256
+from util.processes.distributed import gather_objects, is_main, run_in_all_processes, world_size
 
 FORMAT = "leandetr-1"
 SHOWN = 12
@@ -38,7 +38,7 @@ def save_checkpoint(content: dict, *paths: Path, before: Callable[[Path], object
     Raises:
         CheckpointError: in all processes; the disk is full, say. The old file is still there.
     """
-    together(lambda: _write(content, paths, before) if is_main() else None, CheckpointError)
+    run_in_all_processes(lambda: _write(content, paths, before) if is_main() else None, CheckpointError)
 
 
 def _write(content: dict, paths: tuple[Path, ...], before: Callable[[Path], object] | None):
@@ -69,7 +69,7 @@ def _sync_folder(folder: Path):
 
 
 @functools.cache
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Of what a checkpoint was made with: PyTorch, Python, and the git revision where this is a checkout."""
     found = {"torch": torch.__version__.split("+")[0], "python": platform.python_version()}
     root = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def read_checkpoint(source: str | Path) -> dict:
 
     A URL, or "hf-hub:OWNER/NAME" on the Hugging Face hub, is downloaded once. Nothing in the file is ever executed:
     beside tensors and plain values only argparse.Namespace is admitted, which the papers' files contain and which
-    merely holds values. One process alone may ask; where all do, `read_by_all` keeps them together.
+    merely holds values. One process alone may ask; `read_checkpoint_in_all_processes` is for all together.
 
     Raises:
         CheckpointError: the file is not there, cannot be downloaded, is damaged, or contains something else.
@@ -117,7 +117,7 @@ def read_checkpoint(source: str | Path) -> dict:
     return content
 
 
-def read_by_all(source: str | Path, content: dict | None = None) -> dict:
+def read_checkpoint_in_all_processes(source: str | Path, content: dict | None = None) -> dict:
     """`read_checkpoint` in all processes together: all return the same content, or all raise.
 
     Args:
@@ -131,8 +131,8 @@ def read_by_all(source: str | Path, content: dict | None = None) -> dict:
         found = read_checkpoint(source) if content is None else content
         return found, sha256(_located(source)) if world_size() > 1 else ""
 
-    found, digest = together(read, CheckpointError, f"All machines have to see the same {source}")
-    digests = gather(digest)
+    found, digest = run_in_all_processes(read, CheckpointError, f"All machines have to see the same {source}")
+    digests = gather_objects(digest)
     if len(set(digests)) > 1:
         other = next(number for number, theirs in enumerate(digests) if theirs != digests[0])
         raise CheckpointError(f"{source}: process {other} finds another file there; all machines have to see the same")
@@ -141,7 +141,7 @@ def read_by_all(source: str | Path, content: dict | None = None) -> dict:
 
 def _located(source: str | Path) -> Path:
     try:
-        return fetch(str(source))
+        return fetch_checkpoint(str(source))
     except DownloadError as error:
         raise CheckpointError(str(error)) from error
 
@@ -157,7 +157,7 @@ def _verify(path: Path):
         raise CheckpointError(f"{path}: damaged: {damaged} in it does not have its checksum")
 
 
-def weights_of(content: dict) -> dict[str, Tensor]:
+def model_weights(content: dict) -> dict[str, Tensor]:
     """The state dict in a checkpoint, whatever it is called there and however it was wrapped."""
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
@@ -166,8 +166,8 @@ def weights_of(content: dict) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def averaged_weights(content: dict) -> dict[str, Tensor] | None:
-    """The moving average in a checkpoint of ours, under the model's own names; None where there is none."""
+def ema_weights(content: dict) -> dict[str, Tensor] | None:
+    """The EMA in a checkpoint of ours, under the model's own names; None where there is none."""
     average = content.get("ema")
     if average is None:
         return None
@@ -180,13 +180,13 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str):
     Raises:
         CheckpointError: lists missing, unexpected and mis-shaped keys together.
     """
-    problems = difference(model, weights)
+    problems = compare_keys(model, weights)
     if any(problems.values()):
-        raise CheckpointError(f"{source} does not fit this model:\n{describe(problems)}")
+        raise CheckpointError(f"{source} does not fit this model:\n{format_key_problems(problems)}")
     model.load_state_dict(weights)
 
 
-def load_what_fits(model: nn.Module, weights: dict[str, Tensor], ignored: list[str]) -> dict[str, list[str]]:
+def load_matching_weights(model: nn.Module, weights: dict[str, Tensor], ignored: list[str]) -> dict[str, list[str]]:
     """Fills what fits and leaves the rest as initialised, for fine-tuning.
 
     Args:
@@ -197,7 +197,7 @@ def load_what_fits(model: nn.Module, weights: dict[str, Tensor], ignored: list[s
     """
     left_out = [key for key in weights if any(part in key for part in ignored)]
     weights = {key: value for key, value in weights.items() if key not in left_out}
-    problems = difference(model, weights)
+    problems = compare_keys(model, weights)
     problems["ignored"] = left_out
     problems["missing"] = [key for key in problems["missing"] if key not in left_out]
     current = model.state_dict()
@@ -206,7 +206,7 @@ def load_what_fits(model: nn.Module, weights: dict[str, Tensor], ignored: list[s
     return problems
 
 
-def difference(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, list[str]]:
+def compare_keys(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, list[str]]:
     """Keys that a model and weights do not share, and those whose shapes differ."""
     current = model.state_dict()
     return {
@@ -221,7 +221,7 @@ def difference(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, list[s
     }
 
 
-def describe(problems: dict[str, list[str]]) -> str:
+def format_key_problems(problems: dict[str, list[str]]) -> str:
     """A few lines about keys that were not loaded."""
     lines = []
     for kind, keys in problems.items():

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from util.checkpoints.files import CheckpointError, read_by_all, read_checkpoint, save_checkpoint
-from util.processes.distributed import broadcast, is_main, together
+from util.checkpoints.files import CheckpointError, read_checkpoint, read_checkpoint_in_all_processes, save_checkpoint
+from util.processes.distributed import broadcast_object, is_main, run_in_all_processes
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class CheckpointStore:
         goes_on = content is not None and content.get("resumed_from") == source
         if goes_on:
             log.info("%s went on from %s already", newest, source)
-        chosen = broadcast(newest if goes_on else source)
-        return read_by_all(chosen, content if goes_on else None), chosen
+        chosen = broadcast_object(newest if goes_on else source)
+        return read_checkpoint_in_all_processes(chosen, content if goes_on else None), chosen
 
     def newest(self) -> tuple[dict | None, str]:
         """The newest checkpoint that is whole, and where it is; None when there is none. The same in all processes.
@@ -83,14 +83,14 @@ class CheckpointStore:
                 main process found.
         """
         content, source, error = self._search()
-        source, error = broadcast((source, error))
+        source, error = broadcast_object((source, error))
         if error:
             raise CheckpointError(error)
-        return (read_by_all(source, content), source) if source else (None, "")
+        return (read_checkpoint_in_all_processes(source, content), source) if source else (None, "")
 
     def _search(self) -> tuple[dict | None, str, str]:
         """Content, path, and what is wrong when nothing can be used; empty in other processes than the main one."""
-        return together(self._look if is_main() else lambda: (None, "", ""), CheckpointError)
+        return run_in_all_processes(self._look if is_main() else lambda: (None, "", ""), CheckpointError)
 
     def _look(self) -> tuple[dict | None, str, str]:
         problems = []

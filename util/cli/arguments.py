@@ -37,10 +37,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     data = parser.add_argument_group("data")
     add = data.add_argument
-    add("--coco_path", metavar="DIR", help="folder of the data; 'shapes' takes generated pictures (data.root)")
-    add("--batch_size", type=_at_least(1), metavar="N", help="training pictures per process (data.batch_size)")
-    add("--num_workers", type=_at_least(0), default=2, metavar="N", help="processes that load pictures (default: 2)")
-    add("--cache_mode", action="store_true", help="keep the encoded pictures in memory")
+    add("--coco_path", metavar="DIR", help="folder of the data; 'shapes' takes synthetic shapes (data.root)")
+    add("--batch_size", type=_at_least(1), metavar="N", help="training images per process (data.batch_size)")
+    add("--num_workers", type=_at_least(0), default=2, metavar="N", help="processes that load images (default: 2)")
+    add("--cache_mode", action="store_true", help="keep the encoded images in memory")
 
     weights = parser.add_argument_group("weights")
     add = weights.add_argument
@@ -66,7 +66,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--test", action="store_true", help="detect on the test split, write results.json and stop")
     add("--save_results", action="store_true", help="write the detections of an evaluation as COCO JSON")
     add("--dry_run", action="store_true", help="try a few steps, a checkpoint, a resume and an evaluation, and stop")
-    add("--benchmark", action="store_true", help="measure parameters, multiply-adds, latency and memory first")
+    add("--benchmark", action="store_true", help="measure parameters, MACs, latency and memory first")
     add("--benchmark_train", action="store_true", help="and the rate of training steps, and what COCO would take")
     add("--benchmark_only", action="store_true", help="measure and stop")
 

@@ -1,12 +1,10 @@
-"""What a command line and its config ask for."""
+"""The config and the folder that a command line asks for."""
 
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from util.config import ConfigDict, ConfigError, load_config, nearest, parse_options
-from util.processes.distributed import world_size
+from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest_name, parse_options
+from util.processes.distributed import is_main
 
 SECTIONS = (
     "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
@@ -14,7 +12,7 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def configured(args: Namespace) -> ConfigDict:
+def config_of_arguments(args: Namespace) -> ConfigDict:
     """The config with what the command line says."""
     flags = {
         "data.root": args.coco_path,
@@ -25,60 +23,18 @@ def configured(args: Namespace) -> ConfigDict:
     cfg = load_config(args.config_file, parse_options(args.options) | chosen)
     for name in cfg:
         if name not in SECTIONS:
-            raise ConfigError(f"{args.config_file}: '{name}' is no section of a config; {nearest(name, SECTIONS)}")
+            raise ConfigError(f"{args.config_file}: '{name}' is no section of a config; {nearest_name(name, SECTIONS)}")
     return cfg
+
+
+def write_config(cfg: ConfigDict, folder: Path, replace: bool = True) -> str:
+    """Writes config.py there, where it does not stand already or is to be replaced; returns the config's text."""
+    config, path = dump_config(cfg), folder / "config.py"
+    if is_main() and (replace or not path.exists()):
+        path.write_text(config)
+    return config
 
 
 def output_folder(args: Namespace) -> Path:
     """Where everything is written."""
     return Path(args.output_dir or Path("output") / Path(args.config_file).stem)
-
-
-def images_per_step(cfg: Mapping, accumulate: int) -> int:
-    """Images of an optimiser step: a batch of every process, as many times as gradients are accumulated."""
-    return cfg["data"]["batch_size"] * world_size() * accumulate
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a training goes, beside its optimiser and schedule.
-
-    Attributes:
-        clip_norm: limit of the total gradient norm; None for none.
-        accumulate: batches of an optimiser step.
-        patience: how many steps in a row may be skipped because a number in them is not finite.
-        ema: None, or what util.training.optimizer.moving_average takes.
-        eval_every, save_every: epochs between evaluations, and between checkpoints that are kept.
-        save_every_steps: steps between checkpoints within epochs; None for none.
-        keep_checkpoints: how many of the newest checkpoints there are at a time.
-        warm_up_step: whether the largest step is tried first; "auto": on a GPU.
-        print_every: batches between lines of progress.
-        pictures: how many are drawn in vis/detections.png.
-        wandb: project at Weights & Biases that gets the numbers too; None for none.
-    """
-
-    clip_norm: float | None = 0.1
-    accumulate: int = 1
-    ema: dict | None = None
-    eval_every: int = 1
-    save_every: int = 10
-    save_every_steps: int | None = None
-    keep_checkpoints: int = 3
-    patience: int = 10
-    warm_up_step: bool | str = "auto"
-    print_every: int = 50
-    pictures: int = 12
-    wandb: str | None = None
-
-    def __post_init__(self):
-        if self.warm_up_step not in (True, False, "auto"):
-            raise ValueError(f"warm_up_step={self.warm_up_step!r} is none of True, False, 'auto'")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm={self.clip_norm} must be above 0, or None")
-        for name in ("accumulate", "eval_every", "save_every", "keep_checkpoints", "patience", "print_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-
-    def warms_up(self, device: str) -> bool:
-        """Whether the largest step is tried first on this device."""
-        return device != "cpu" if self.warm_up_step == "auto" else bool(self.warm_up_step)

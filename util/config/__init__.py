@@ -6,11 +6,12 @@ from util.config.files import (
     dump_config,
     find_value,
     load_config,
-    nearest,
+    merge_configs,
+    nearest_name,
     parse_config,
     parse_options,
     parse_value,
-    where_of,
+    node_location,
 )
 
 __all__ = [
@@ -19,9 +20,10 @@ __all__ = [
     "dump_config",
     "find_value",
     "load_config",
-    "nearest",
+    "merge_configs",
+    "nearest_name",
     "parse_config",
     "parse_options",
     "parse_value",
-    "where_of",
+    "node_location",
 ]

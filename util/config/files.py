@@ -29,7 +29,7 @@ class ConfigError(KeyError, AttributeError):
         return str(self.args[0]) if self.args else ""
 
 
-def nearest(name, known) -> str:
+def nearest_name(name, known) -> str:
     """A half-sentence that helps with a misspelt name: the closest known one, or all of them."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -38,7 +38,7 @@ def nearest(name, known) -> str:
     return f"known here: {', '.join(known)}" if known else "nothing is known here"
 
 
-def where_of(node, key: str = "") -> str:
+def node_location(node, key: str = "") -> str:
     """How messages call a node of a config: `config/x.py: model.encoder`."""
     file, path = getattr(node, "_where", None) or ("config", "")
     return f"{file}: {'.'.join(filter(None, (path, key)))}".removesuffix(": ")
@@ -52,7 +52,7 @@ class ConfigDict(addict.Dict):
     def __missing__(self, key):
         if isinstance(key, str) and key.startswith("__"):
             raise AttributeError(key)
-        raise ConfigError(f"{where_of(self)}: there is no key '{key}'; {nearest(key, self)}")
+        raise ConfigError(f"{node_location(self)}: there is no key '{key}'; {nearest_name(key, self)}")
 
     def __setattr__(self, name, value):
         if name == "_where":
@@ -69,13 +69,13 @@ def _place(node, file: str, path: str = ""):
             _place(value, file, f"{path}.{key}" if path else str(key))
 
 
-def merge(base, child):
+def merge_configs(base, child):
     """`child` over `base`, by the rules at the head of this file. Neither is changed."""
     if not (isinstance(base, Mapping) and isinstance(child, Mapping)):
         return child
     if "type" in child and child["type"] != base.get("type", child["type"]):
         return dict(child)
-    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in child.items()}}
+    return {**base, **{key: merge_configs(base[key], value) if key in base else value for key, value in child.items()}}
 
 
 def _read(path: Path, chain: tuple = ()) -> dict:
@@ -93,8 +93,9 @@ def _read(path: Path, chain: tuple = ()) -> dict:
     bases = names.get("_base_", [])
     merged = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(path.parent / base, (*chain, path)))
-    return merge(merged, {name: value for name, value in names.items() if not name.startswith("_")})
+        merged = merge_configs(merged, _read(path.parent / base, (*chain, path)))
+    own = {name: value for name, value in names.items() if not name.startswith("_")}
+    return merge_configs(merged, with_current_names(own, str(path)))
 
 
 def _check_plain(value, file: str, path: str):
@@ -147,23 +148,23 @@ def _expand_alias(cfg: ConfigDict, name: str, value):
         return [(target, value)]
     if isinstance(target, Mapping):
         if value not in target:
-            raise ConfigError(f"{where_of(cfg)}: option {name}={value!r} is none of {list(target)}")
+            raise ConfigError(f"{node_location(cfg)}: option {name}={value!r} is none of {list(target)}")
         return list(target[value].items())
     return [(path, value) for path in target]
 
 
 def _set_path(cfg: ConfigDict, path: str, value):
     """Overrides one value. The path must exist: options choose, they do not invent."""
-    *parents, leaf = path.split(".")
+    *parents, leaf = current_path(path, "--options").split(".")
     node = cfg
     for step, key in enumerate([*parents, leaf]):
         if not isinstance(node, Mapping):
-            raise ConfigError(f"{where_of(cfg, '.'.join(parents[:step]))} is {node!r}; it holds no '{key}'")
+            raise ConfigError(f"{node_location(cfg, '.'.join(parents[:step]))} is {node!r}; it holds no '{key}'")
         if key not in node:
             known = [*node, *(cfg.get("aliases", {}) if node is cfg else ())]
-            raise ConfigError(f"{where_of(node)}: no '{key}' for option '{path}'; {nearest(key, known)}")
+            raise ConfigError(f"{node_location(node)}: no '{key}' for option '{path}'; {nearest_name(key, known)}")
         parent, node = node, node[key]
-    parent[leaf] = merge(node, value)
+    parent[leaf] = merge_configs(node, value)
 
 
 def load_config(path, options: Mapping | None = None) -> ConfigDict:
@@ -227,6 +228,6 @@ def parse_config(text: str, source: str) -> ConfigDict:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{source}: its config is not what dump_config writes and is not read: {reason}") from error
     _check_plain(values, source, "")
-    cfg = ConfigDict(values)
+    cfg = ConfigDict(with_current_names(values, source))
     _place(cfg, source)
     return cfg

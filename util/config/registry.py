@@ -5,7 +5,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 
-from util.config.files import ConfigError, nearest, where_of
+from util.config.files import ConfigError, nearest_name, node_location
 
 PLAIN = {
     int: int, float: int | float, str: str, bool: bool, tuple: tuple | list, list: tuple | list, dict: Mapping,
@@ -14,7 +14,7 @@ PLAIN = {
 """Types that options have, and what a config may give for them."""
 
 
-def call(target: Callable, given: Mapping, /, where: str, **shared):
+def call_with_config(target: Callable, given: Mapping, /, where: str, **shared):
     """Calls `target` with `given`, and with those of `shared` that it takes and `given` does not name.
 
     Args:
@@ -32,7 +32,7 @@ def call(target: Callable, given: Mapping, /, where: str, **shared):
         raise ConfigError(f"{where}: expected a dict with the options of {name}, found {given!r}")
     for key in given:
         if key not in parameters:
-            raise ConfigError(f"{where}: {name} has no option '{key}'; {nearest(key, parameters)}")
+            raise ConfigError(f"{where}: {name} has no option '{key}'; {nearest_name(key, parameters)}")
     arguments = {key: value for key, value in shared.items() if key in parameters} | dict(given)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
@@ -91,17 +91,17 @@ class Registry:
         return lambda **more: self.build(node, **{**shared, **more})
 
     def build(self, node: Mapping, **shared):
-        """The object that `node` describes. See `call` for the errors."""
-        where = where_of(node)
+        """The object that `node` describes. See `call_with_config` for the errors."""
+        where = node_location(node)
         if not isinstance(node, Mapping) or "type" not in node:
             raise ConfigError(f"{where}: expected a dict with a 'type', found {node!r}")
         if node["type"] not in self.classes:
             raise ConfigError(
-                f"{where}: no {self.kind} is called '{node['type']}'; {nearest(node['type'], self.classes)}"
+                f"{where}: no {self.kind} is called '{node['type']}'; {nearest_name(node['type'], self.classes)}"
             )
         given = {
             key: self.factory(value, **shared) if isinstance(value, Mapping) and "type" in value else value
             for key, value in node.items()
             if key != "type"
         }
-        return call(self.classes[node["type"]], given, where=where, **shared)
+        return call_with_config(self.classes[node["type"]], given, where=where, **shared)

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, multiply-adds, latency, memory; and what training it costs."""
+"""What a detector costs: parameters, MACs, latency, memory; and what training it costs."""
 
 import statistics
 import time
@@ -15,27 +15,27 @@ from util.measuring.flops import count_by_part, count_operations_by_part
 from util.tensors.precision import Precision
 
 SIZE = (850, 1040)
-"""Height and width of the picture behind the published multiply-adds of most papers here."""
+"""Height and width of the image behind the published MACs of most papers here."""
 BATCHES = (1, 4)
-COCO_PICTURES = 118_287
-"""Pictures of train2017."""
+COCO_IMAGES = 118_287
+"""Images of train2017."""
 WARM_UP = 2
 
 
-def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repeats: int = 5) -> dict:
-    """Measures a detector on pictures of random noise.
+def measure_detector(model: nn.Module, precision: Precision, size: tuple[int, int], repeats: int = 5) -> dict:
+    """Measures a detector on images of random noise.
 
     Args:
-        size: height and width of the pictures that are timed.
+        size: height and width of the images that are timed.
         repeats: how often every batch is timed.
 
     Returns:
-        parameters and trainable_parameters; of one 850x1040 picture gmacs and gigaoperations (see util.measuring.flops), in all
-        and _by_part; and per size of batch under "batches", after warming up: latency_ms (median) and latency_ms_p95 of
-        the batch, pictures_per_second, and peak_mb, what the batch needs beside the weights.
+        parameters and trainable_parameters; of one 850x1040 image gmacs and gigaoperations (see util.measuring.flops),
+        in all and _by_part; and per size of batch under "batches", after warming up: latency_ms (median) and
+        latency_ms_p95 of the batch, images_per_second, and peak_mb, what the batch needs beside the weights.
     """
-    picture = [torch.empty(3, *SIZE)]
-    parts, operations = count_by_part(model, picture), count_operations_by_part(model, picture)
+    image = [torch.empty(3, *SIZE)]
+    parts, operations = count_by_part(model, image), count_operations_by_part(model, image)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -45,12 +45,12 @@ def measure(model: nn.Module, precision: Precision, size: tuple[int, int], repea
         "gigaoperations_by_part": operations,
         "size": list(size),
         "batches": {str(count): measure_latency(model.eval(), count, size, precision, repeats) for count in BATCHES},
-        "device": name_of(precision.device),
+        "device": device_name(precision.device),
         "dtype": precision.name,
     }
 
 
-def name_of(device: str) -> str:
+def device_name(device: str) -> str:
     """The device in words."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
@@ -59,19 +59,19 @@ def name_of(device: str) -> str:
 def measure_latency(
     model: nn.Module, count: int, size: tuple[int, int], precision: Precision, repeats: int
 ) -> dict[str, float]:
-    """What `measure` says of one size of batch: `count` pictures of noise of one size."""
+    """What `measure_detector` says of one size of batch: `count` images of noise of one size."""
     images = [torch.randn(3, *size, device=precision.device) for _ in range(count)]
 
     def detect():
         with precision.autocast():
             model(images)
 
-    seconds = times(detect, precision.device, repeats)
+    seconds = time_repeats(detect, precision.device, repeats)
     median = statistics.median(seconds)
     return {
         "latency_ms": 1e3 * median,
         "latency_ms_p95": 1e3 * sorted(seconds)[round(0.95 * (len(seconds) - 1))],
-        "pictures_per_second": count / median,
+        "images_per_second": count / median,
         "peak_mb": peak_megabytes(detect, precision.device),
     }
 
@@ -85,29 +85,29 @@ def matrix_rate(precision: Precision, size: int = 2048, repeats: int = 9) -> flo
         with precision.autocast():
             a @ b
 
-    return 2e-9 * size**3 / statistics.median(times(multiply, precision.device, repeats))
+    return 2e-9 * size**3 / statistics.median(time_repeats(multiply, precision.device, repeats))
 
 
 def measure_training(
-    step: Callable[[], Iterator[str]], pictures: int, epochs: int, device: str, repeats: int = 5
+    step: Callable[[], Iterator[str]], batch_size: int, epochs: int, device: str, repeats: int = 5
 ) -> dict:
     """Measures training steps.
 
     Args:
-        step: goes through one whole step on `pictures` pictures and, after each part of it, says which that was.
+        step: goes through one whole step on `batch_size` images and, after each part of it, says which that was.
         epochs: of the whole schedule.
 
     Returns:
-        step_ms (median) and by part under parts_ms, pictures_per_second, peak_mb; and the device-hours that an epoch of
+        step_ms (median) and by part under parts_ms, images_per_second, peak_mb; and the device-hours that an epoch of
         COCO's train2017, and the whole schedule, take at that rate.
     """
     laps = [_laps(step, device) for _ in range(WARM_UP + repeats)][WARM_UP:]
     median = statistics.median(sum(lap.values()) for lap in laps)
-    hours = COCO_PICTURES * median / pictures / 3600
+    hours = COCO_IMAGES * median / batch_size / 3600
     return {
         "step_ms": 1e3 * median,
         "parts_ms": {part: 1e3 * statistics.median(lap[part] for lap in laps) for part in laps[0]},
-        "pictures_per_second": pictures / median,
+        "images_per_second": batch_size / median,
         "hours_per_epoch": hours,
         "hours_per_schedule": hours * epochs,
         "peak_mb": peak_megabytes(lambda: deque(step(), maxlen=0), device),
@@ -124,7 +124,7 @@ def _laps(step: Callable[[], Iterator[str]], device: str) -> dict[str, float]:
     return seconds
 
 
-def times(work: Callable[[], object], device: str, repeats: int) -> list[float]:
+def time_repeats(work: Callable[[], object], device: str, repeats: int) -> list[float]:
     """Seconds of each of `repeats` runs, after two that do not count."""
     seconds = []
     for _ in range(WARM_UP + repeats):
@@ -199,15 +199,15 @@ class _LiveStorages(TorchDispatchMode):
         self.now -= size
 
 
-def describe(measured: dict) -> str:
+def format_benchmark(measured: dict) -> str:
     """The measurements as text for people."""
     total, trainable = measured["parameters"] / 1e6, measured["trainable_parameters"] / 1e6
     lines = [
         f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
-        f"{f'{SIZE[0]}x{SIZE[1]}':<16}{'multiply-adds, G':>18} {'all operations, G':>18}",
+        f"{f'{SIZE[0]}x{SIZE[1]}':<16}{'GMACs':>18} {'all operations, G':>18}",
         *(f"{name:<16}{macs:18.2f} {every:18.2f}" for name, macs, every in _costs(measured)),
-        f"on {measured['device']}, {measured['dtype']}, pictures of {measured['size'][0]}x{measured['size'][1]}:",
-        f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'pictures/s':>11} {'peak MB':>9}",
+        f"on {measured['device']}, {measured['dtype']}, images of {measured['size'][0]}x{measured['size'][1]}:",
+        f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'images/s':>11} {'peak MB':>9}",
     ]
     for count, numbers in measured["batches"].items():
         lines.append(_row(count, numbers["latency_ms"], f"{numbers['latency_ms_p95']:.1f}", numbers))
@@ -222,11 +222,11 @@ def describe(measured: dict) -> str:
 
 
 def _costs(measured: dict) -> Iterator[tuple[str, float, float]]:
-    """Multiply-adds and operations of every part, and of all."""
+    """MACs and operations of every part, and of all."""
     for name, gmacs in measured["gmacs_by_part"].items():
         yield name, gmacs, measured["gigaoperations_by_part"][name]
     yield "all", measured["gmacs"], measured["gigaoperations"]
 
 
 def _row(name: str, median: float, p95: str, numbers: dict[str, float]) -> str:
-    return f"{name:>8} {median:10.1f} {p95:>10} {numbers['pictures_per_second']:11.3g} {numbers['peak_mb']:9.0f}"
+    return f"{name:>8} {median:10.1f} {p95:>10} {numbers['images_per_second']:11.3g} {numbers['peak_mb']:9.0f}"

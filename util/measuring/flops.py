@@ -1,4 +1,4 @@
-"""What a forward pass computes: multiply-adds as the papers' tables count them, and every arithmetic operation."""
+"""What a forward pass computes: MACs as the papers' tables count them, and every arithmetic operation."""
 
 import copy
 import math
@@ -81,20 +81,20 @@ EVERYTHING = _every_operation()
 def count_gmacs(
     detector: nn.Module, images: list[Tensor], inference: bool = False, convention: dict = CONVENTION
 ) -> float:
-    """Multiply-adds of one forward pass, in 10^9.
+    """MACs of one forward pass, in 10^9.
 
     Counts as fvcore does, which is what published tables hold: convolutions and matrix products one per multiply-add
     (attention's two products included), bilinear samples four per number, layer and group norms five per element,
     everything else nothing. Runs on shapes alone: no device, kernel or backend changes the count.
 
     Args:
-        detector: any module that takes a list of pictures.
+        detector: any module that takes a list of images.
         images: list of (3, h, w) tensors; only their sizes matter.
         inference: leave out what is computed for losses alone.
         convention: CONVENTION, or ELEMENTWISE.
 
     Returns:
-        10^9 multiply-adds of the whole batch.
+        10^9 multiply-accumulate operations of the whole batch.
     """
     return sum(_count(detector, images, inference, convention).values()) / 2e9
 

@@ -137,7 +137,7 @@ def broadcast_buffers(model: torch.nn.Module):
             dist.broadcast(buffer, 0)
 
 
-def gather(value) -> list:
+def gather_objects(value) -> list:
     """What every process has, in order of their numbers. `value` must be picklable; it never leaves these processes."""
     if world_size() == 1:
         return [value]
@@ -146,7 +146,7 @@ def gather(value) -> list:
     return gathered
 
 
-def broadcast(value):
+def broadcast_object(value):
     """The main process's value, in every process."""
     if world_size() == 1:
         return value
@@ -155,7 +155,7 @@ def broadcast(value):
     return box[0]
 
 
-def together(work: Callable[[], Value], error: type[Exception], remedy: str = "") -> Value:
+def run_in_all_processes(work: Callable[[], Value], error: type[Exception], remedy: str = "") -> Value:
     """Does in every process what may fail in one of them alone: each returns its own result, or all raise.
 
     Args:
@@ -170,7 +170,7 @@ def together(work: Callable[[], Value], error: type[Exception], remedy: str = ""
         result, problem = work(), None
     except Exception as raised:  # whatever it is, the others must not wait for this process
         result, problem = None, raised
-    problems = gather(None if problem is None else str(problem) or type(problem).__name__)
+    problems = gather_objects(None if problem is None else str(problem) or type(problem).__name__)
     if problem is not None:
         raise problem
     for number, said in enumerate(problems):
@@ -180,7 +180,7 @@ def together(work: Callable[[], Value], error: type[Exception], remedy: str = ""
 
 
 @contextlib.contextmanager
-def in_turn(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Lets one process of a machine in at a time, of one program or several, each to find what the one before it made.
 
     Args:

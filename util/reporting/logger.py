@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from util.processes.distributed import is_main
-from util.reporting.trackers import open_trackers
+from util.reporting.trackers import close_trackers, open_trackers
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def read_journal(path: Path) -> tuple[list[dict], list[str]]:
     return [entry for _, entry in sorted(entries.items())], problems
 
 
-def points_of(entries: list[dict], name: str) -> list[tuple[int, float]]:
+def journal_points(entries: list[dict], name: str) -> list[tuple[int, float]]:
     """(epoch, number) of the epochs that have a number of this name; an AP of -1 is none."""
     found = [(entry["epoch"], entry[name]) for entry in entries if isinstance(entry.get(name), int | float)]
     return [point for point in found if math.isfinite(point[1]) and not ("AP" in name and point[1] < 0)]
@@ -107,6 +107,10 @@ class Journal:
             except Exception as error:  # whatever a tracker stumbles over, training goes on
                 log.warning("%s is left: %s", type(tracker).__name__, error or type(error).__name__)
                 self.trackers.remove(tracker)
+
+    def close(self):
+        """Nobody else gets numbers any more; the file stays open to more."""
+        close_trackers(self.trackers)
 
     def read(self) -> list[dict]:
         """All epochs so far, see `read_journal`. What is damaged is said once."""

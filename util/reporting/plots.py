@@ -1,11 +1,11 @@
-"""Pictures for people: detections beside the truth, and training curves."""
+"""Images for people: detections beside the ground truth, and training curves."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from util.reporting.logger import points_of
+from util.reporting.logger import Journal, journal_points
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 HEIGHT = 260
@@ -21,12 +21,12 @@ class Box:
     text: str
 
 
-def draw_boxes(picture: Image.Image, boxes: list[Box]) -> Image.Image:
-    """A copy of a picture with boxes on it."""
-    picture = picture.copy()
-    pen = ImageDraw.Draw(picture)
-    line = max(1, round(min(picture.size) / 200))
-    font = ImageFont.load_default(max(10, min(picture.size) / 32))
+def draw_boxes(image: Image.Image, boxes: list[Box]) -> Image.Image:
+    """A copy of an image with boxes on it."""
+    image = image.copy()
+    pen = ImageDraw.Draw(image)
+    line = max(1, round(min(image.size) / 200))
+    font = ImageFont.load_default(max(10, min(image.size) / 32))
     for box in boxes:
         colour = COLOURS[box.slot % len(COLOURS)]
         x0, y0, x1, y1 = box.corners
@@ -35,23 +35,23 @@ def draw_boxes(picture: Image.Image, boxes: list[Box]) -> Image.Image:
             label = pen.textbbox((x0, max(0, y0)), box.text, font=font, anchor="lt")
             pen.rectangle((label[0], label[1], label[2] + 2, label[3] + 2), fill=colour)
             pen.text((x0 + 1, max(0, y0) + 1), box.text, fill="white", font=font, anchor="lt")
-    return picture
+    return image
 
 
 def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Path, columns: int = 2):
-    """Writes one picture of many: each detection on the left, with its truth on the right.
+    """Writes one image of many: each detection on the left, with its ground truth on the right.
 
     Args:
-        rows: picture, detections, truth.
+        rows: image, detections, truth.
         path: of the PNG.
         columns: pairs beside each other.
     """
     pairs = []
-    for picture, found, truth in rows:
-        factor = HEIGHT / picture.height
-        size = (max(1, round(picture.width * factor)), HEIGHT)
-        small = picture.resize(size, Image.Resampling.BILINEAR)
-        pairs.append([draw_boxes(small, [_scaled(box, factor) for box in boxes]) for boxes in (found, truth)])
+    for image, found, ground_truth in rows:
+        factor = HEIGHT / image.height
+        size = (max(1, round(image.width * factor)), HEIGHT)
+        small = image.resize(size, Image.Resampling.BILINEAR)
+        pairs.append([draw_boxes(small, [_scaled(box, factor) for box in boxes]) for boxes in (found, ground_truth)])
     width = max((pair[0].width for pair in pairs), default=0)
     title = 20
     sheet = Image.new(
@@ -63,12 +63,12 @@ def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Pa
     for column in range(columns):
         left = column * (2 * width + 3 * MARGIN) + MARGIN
         pen.text((left, 4), "detections", fill="black")
-        pen.text((left + width + MARGIN, 4), "truth", fill="black")
+        pen.text((left + width + MARGIN, 4), "ground_truth", fill="black")
     for number, pair in enumerate(pairs):
         left = number % columns * (2 * width + 3 * MARGIN) + MARGIN
         top = title + number // columns * (HEIGHT + MARGIN) + MARGIN
-        for side, picture in enumerate(pair):
-            sheet.paste(picture, (left + side * (width + MARGIN), top))
+        for side, image in enumerate(pair):
+            sheet.paste(image, (left + side * (width + MARGIN), top))
     sheet.save(path)
 
 
@@ -87,13 +87,20 @@ def _pyplot():
     return pyplot
 
 
+def plot_journal(journal: Journal):
+    """Losses and AP of a training so far, in vis/curves.png beside its log."""
+    if entries := journal.read():
+        plot_curves(entries, journal.folder / "vis" / "curves.png")
+
+
 def plot_curves(entries: list[dict], path: Path):
     """Writes losses and AP over the epochs.
 
     Args:
         entries: epochs as in log.txt, with train_loss, test_loss, test_AP, test_AP50, ema_test_AP, ema_test_AP50.
-        path: of the PNG.
+        path: of the PNG; its folder is made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axes, title, names in (
@@ -101,7 +108,7 @@ def plot_curves(entries: list[dict], path: Path):
         (right, "average precision", ("test_AP", "test_AP50", "ema_test_AP", "ema_test_AP50")),
     ):
         for name in names:
-            points = points_of(entries, name)
+            points = journal_points(entries, name)
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set(xlabel="epoch", title=title)

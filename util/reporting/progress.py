@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from util.processes.distributed import gather, is_main
+from util.processes.distributed import gather_objects, is_main
 
 try:
     import resource
@@ -55,7 +55,7 @@ class Progress:
         more: how many loops of this length are to follow.
 
     Attributes:
-        pictures: how many an item holds, with those of all other processes; told by who runs the loop.
+        images: how many an item holds, with those of all other processes; told by who runs the loop.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Progress:
     ):
         self.title, self.every, self.done, self.more = title, every, done, more
         self.meters = {} if meters is None else meters
-        self.pictures = Meter()
+        self.images = Meter()
 
     def update(self, values: dict[str, float]):
         """Takes the numbers of one item."""
@@ -77,7 +77,7 @@ class Progress:
     def means_over_processes(self) -> dict[str, float]:
         """The mean of every number over the loops of all processes, which may differ in length."""
         sums = {}
-        for meters in gather({name: (meter.total, meter.count) for name, meter in self.meters.items()}):
+        for meters in gather_objects({name: (meter.total, meter.count) for name, meter in self.meters.items()}):
             for name, (total, count) in meters.items():
                 before = sums.get(name, (0.0, 0))
                 sums[name] = (before[0] + total, before[1] + count)
@@ -109,15 +109,15 @@ class Progress:
         names = ["loss", *main_losses(self.meters), *shown]
         parts = [f"{self.title} {done}/{total}"]
         parts += [f"{name} {self.meters[name].smooth:.4g}" for name in names if name in self.meters]
-        if self.pictures.count:
-            parts.append(f"{self.pictures.smooth / max(seconds, 1e-9):.3g} pictures/s")
+        if self.images.count:
+            parts.append(f"{self.images.smooth / max(seconds, 1e-9):.3g} images/s")
         parts.append(f"{seconds:.3g} s/it")
         parts.append(f"{100 * waiting / max(seconds, 1e-9):.0f} % waiting")
         parts.append(f"peak {peak_memory() / 1e9:.1f} GB")
         left = (total - done) * seconds
-        parts.append(f"{duration(left)} left")
+        parts.append(f"{format_duration(left)} left")
         if self.more:
-            parts.append(f"{duration(left + self.more * total * seconds)} left in all")
+            parts.append(f"{format_duration(left + self.more * total * seconds)} left in all")
         return "  ".join(parts)
 
     def _with_bar(self, items: Iterable, shown: tuple[str, ...]) -> Iterator:
@@ -155,7 +155,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time for people."""
     minutes = round(seconds / 60)
     if seconds < 90:

@@ -14,7 +14,7 @@ _OWNED: ContextVar[dict | None] = ContextVar("owned", default=None)
 """Where answers go whose owner is known."""
 
 
-def remembered(function: Callable) -> Callable:
+def cached(function: Callable) -> Callable:
     """Decorates functions of plain numbers and a device alone: in inference their last answers are given again.
 
     Not where gradients are taken or somebody watches the operators, who may compile, export or count them. Nobody may
@@ -37,8 +37,8 @@ def remembered(function: Callable) -> Callable:
 
 
 @contextmanager
-def kept_in(owned: dict) -> Iterator[None]:
-    """Within this, `remembered` functions give answers out of `owned` alone, and put there what they had to compute.
+def cached_in(owned: dict) -> Iterator[None]:
+    """Within this, `cached` functions give answers out of `owned` alone, and put there what they had to compute.
 
     For whoever needs the very same tensors for longer than others ask for other numbers: a CUDA graph reads their
     memory at every replay.

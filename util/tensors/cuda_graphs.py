@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from util.tensors.cache import kept_in
-from util.tensors.image_batch import ImageBatch, sizes_of
+from util.tensors.cache import cached_in
+from util.tensors.image_batch import ImageBatch, image_sizes
 
 GPU = "cuda"
 """The kind of device whose kernels can be recorded."""
@@ -31,7 +31,7 @@ class _Captured:
     """One graph and the memory that it reads and writes.
 
     Attributes:
-        batch: what it reads; a call overwrites the pictures.
+        batch: what it reads; a call overwrites the images.
         answers: {(function, arguments): tensors} that follow from sizes alone, which it reads at every replay.
         output: what it writes; the next replay overwrites it.
     """
@@ -46,11 +46,11 @@ class GraphedDetector:
     """A detector that is recorded once for every size of batch and replayed from then on.
 
     Takes what the detector takes, without targets, and answers the same in tensors that are the caller's own. Sizes are
-    the shape of the batch, the pictures' own sizes in it and their dtype. Autocast around a call holds as for any
+    the shape of the batch, the images' own sizes in it and their dtype. Autocast around a call holds as for any
     detector; graphs are kept apart by it.
 
     It pays where sizes come again: the first call of every size takes several forwards, and every graph keeps memory of
-    its own for its pictures, for what follows from sizes and for its output. The rest they share, in one pool.
+    its own for its images, for what follows from sizes and for its output. The rest they share, in one pool.
 
     Weights may be changed in place, as load_state_dict does. Who moves or replaces them makes a new GraphedDetector.
     Hooks run while a graph is recorded and never again. Calls must not overlap, in threads or on streams: they use the
@@ -103,7 +103,7 @@ class GraphedDetector:
         """All that decides which kernels run on how much memory."""
         if isinstance(images, ImageBatch):
             return tuple(images.images.shape), images.sizes, images.images.dtype, self._autocast()
-        sizes = sizes_of(images)
+        sizes = image_sizes(images)
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
         return (len(images), images[0].shape[0], height, width), sizes, images[0].dtype, self._autocast()
 
@@ -117,7 +117,7 @@ class GraphedDetector:
         batch = ImageBatch(given.images.to(self.device, copy=True), given.padding.to(self.device), given.sizes)
         graph, answers = torch.cuda.CUDAGraph(), {}
         self._stream.wait_stream(torch.cuda.current_stream())
-        with kept_in(answers):
+        with cached_in(answers):
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UP):
                     self._forward(batch)
@@ -157,7 +157,7 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 
 def _fill(batch: ImageBatch, images: ImageBatch | list[Tensor]):
-    """Copies pictures of the same sizes into a batch; what is outside of them stays zero."""
+    """Copies images of the same sizes into a batch; what is outside of them stays zero."""
     if isinstance(images, ImageBatch):
         batch.images.copy_(images.images)
         return

@@ -6,7 +6,7 @@ import re
 import torch
 
 
-def be_deterministic():
+def make_deterministic():
     """From now on, in this process. Call it before anything is computed on a GPU.
 
     An operation that has no deterministic kernel raises a RuntimeError; see `determinism_advice`.

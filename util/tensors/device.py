@@ -22,7 +22,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def constant(values, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+def constant_tensor(values, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """Plain numbers, as torch.tensor takes them, on a device; nobody waits for a GPU, see `to_device`."""
     if torch.device(device).type != "cuda" or is_traced():
         return torch.tensor(values, dtype=dtype, device=device)
@@ -34,7 +34,7 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def read(numbers: Mapping[str, Tensor]) -> dict[str, float]:
+def read_floats(numbers: Mapping[str, Tensor]) -> dict[str, float]:
     """Scalars as plain numbers, rounded to float32, in one copy to the host: here it waits for the device."""
     if not numbers:
         return {}

@@ -1,4 +1,4 @@
-"""A batch of pictures of different sizes as one tensor."""
+"""A batch of images of different sizes as one tensor."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ def _nearest_extent(size: int, full: int, cells: int) -> int:
     return int((source.astype(np.int64) < size).sum())
 
 
-def sizes_of(images: list[Tensor]) -> tuple[tuple[int, int], ...]:
+def image_sizes(images: list[Tensor]) -> tuple[tuple[int, int], ...]:
     """((h, w), ...) of (3, h, w) tensors. Raises ValueError when the list is empty or a shape does not fit."""
     if not images or any(image.dim() != 3 for image in images):
         raise ValueError(f"a batch is a list of (3, h, w) tensors, got shapes {[tuple(i.shape) for i in images]}")
@@ -26,12 +26,12 @@ def sizes_of(images: list[Tensor]) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pictures padded with zeros to the right and at the bottom, to the largest height and width of the batch.
+    """Images padded with zeros to the right and at the bottom, to the largest height and width of the batch.
 
     Attributes:
         images: (B, 3, H, W) float.
-        padding: (B, H, W) bool, True where there is no picture.
-        sizes: ((h, w), ...) of the pictures without padding, as plain numbers: what depends on sizes alone is computed
+        padding: (B, H, W) bool, True where there is no image.
+        sizes: ((h, w), ...) of the images without padding, as plain numbers: what depends on sizes alone is computed
             on the host. Read off `padding` when not given.
     """
 
@@ -47,7 +47,7 @@ class ImageBatch:
     @classmethod
     def of(cls, images: list[Tensor]) -> "ImageBatch":
         """Pads a list of (3, h, w) tensors. Raises ValueError when the list is empty or a shape does not fit."""
-        sizes = sizes_of(images)
+        sizes = image_sizes(images)
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
         shape, like = (len(images), images[0].shape[0], height, width), images[0]
         batch = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last).zero_()
@@ -58,7 +58,7 @@ class ImageBatch:
         return cls(batch, padding, sizes)
 
     def extents(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
-        """((h, w), ...): the part of a (height, width) feature map that each picture covers; the rest is padding."""
+        """((h, w), ...): the part of a (height, width) feature map that each image covers; the rest is padding."""
         full_height, full_width = self.images.shape[-2:]
         return tuple(
             (_nearest_extent(h, full_height, height), _nearest_extent(w, full_width, width)) for h, w in self.sizes

@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from util.checkpoints.store import NEWEST
-from util.cli.options import TrainingOptions
 from util.processes.distributed import barrier, is_main, world_size
 from util.processes.preemption import PreemptedError
-from util.reporting.progress import duration, peak_memory
+from util.reporting.progress import format_duration, peak_memory
+from util.training.options import TrainingOptions
 
 log = logging.getLogger(__name__)
 
 STEPS = 2
 """Optimiser steps before training is left, and again after it went on."""
 EVALUATED = 4
-"""Pictures that each process evaluates."""
+"""Images that each process evaluates."""
 
 
 class StopAfter:
@@ -41,13 +41,13 @@ class StopAfter:
         pass
 
 
-def shortened(options: TrainingOptions) -> TrainingOptions:
+def shorten_training(options: TrainingOptions) -> TrainingOptions:
     """Every step is shown, the epoch is evaluated, and no step may be spoilt."""
     return replace(options, eval_every=1, print_every=1, save_every_steps=None, patience=1)
 
 
-def pictures_of(training: bool, batch_size: int, accumulate: int) -> int:
-    """How many pictures of a split all processes take together."""
+def dry_run_images(training: bool, batch_size: int, accumulate: int) -> int:
+    """How many images of a split all processes take together."""
     return world_size() * (2 * STEPS * accumulate * batch_size if training else EVALUATED)
 
 
@@ -76,13 +76,13 @@ def dry_run(args: Namespace, folder: Path, begin: Callable[[Namespace], object])
         run.stop = StopAfter(math.inf)
         state = run.train()
     except Exception:
-        log.error("dry run: FAILED while %s, after %s; why:", doing, duration(time.perf_counter() - start))
+        log.error("dry run: FAILED while %s, after %s; why:", doing, format_duration(time.perf_counter() - start))
         raise
     if is_main():
         found = verdict(run, state.step, (folder / NEWEST).stat().st_size)
         for path in folder.glob("*.pth"):
             path.unlink()
-        log.info("dry run: PASSED in %s: %s", duration(time.perf_counter() - start), found)
+        log.info("dry run: PASSED in %s: %s", format_duration(time.perf_counter() - start), found)
 
 
 def verdict(run, steps: int, size: int) -> str:
@@ -94,13 +94,13 @@ def verdict(run, steps: int, size: int) -> str:
         size: of the checkpoint, in bytes.
     """
     entry, epochs = run.journal.read()[-1], run.cfg.schedule.epochs
-    batches = run.pictures["train"] // (run.cfg.data.batch_size * world_size())
+    batches = run.splits.num_images["train"] // (run.cfg.data.batch_size * world_size())
     seconds = batches * entry["train_seconds"]
-    broken = entry["train_broken"] + entry["test_broken"]
-    evaluated = min(EVALUATED * world_size(), run.pictures["val"])
+    corrupt = entry["train_corrupt_images"] + entry["test_corrupt_images"]
+    evaluated = min(EVALUATED * world_size(), run.splits.num_images["val"])
     return (
         f"{steps} steps, loss {entry['train_loss']:.4g}; went on from a checkpoint of {size / 1e6:.0f} MB; "
-        f"{evaluated} pictures evaluated; {broken} broken ones; {peak_memory() / 1e9:.1f} GB of memory at most. "
-        f"At this pace the {batches} batches of an epoch take {duration(seconds)}, {epochs} epochs "
-        f"{duration(epochs * seconds)}, evaluations aside"
+        f"{evaluated} images evaluated; {corrupt} corrupt ones; {peak_memory() / 1e9:.1f} GB of memory at most. "
+        f"At this pace the {batches} batches of an epoch take {format_duration(seconds)}, {epochs} epochs "
+        f"{format_duration(epochs * seconds)}, evaluations aside"
     )

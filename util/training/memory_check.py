@@ -1,15 +1,17 @@
-"""Steps on noise: to see before a training whether its largest step fits, and to measure."""
+"""Whether the largest step of a training fits into memory, tried on noise before it begins."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from util.tensors.precision import Precision
+from util.training.noise import noise_batch
 from util.training.non_finite import Rewind
 
-OBJECTS = 7
-"""In a picture of COCO, on average."""
+log = logging.getLogger(__name__)
+
 REMEDIES = (
     "Take less memory with --amp, with a smaller --batch_size and training.accumulate to make up for it, with "
     "--options \"checkpointing=['backbone', 'encoder']\" (their layers are then computed twice instead of kept), or "
@@ -17,28 +19,12 @@ REMEDIES = (
 )
 
 
-def noise_batch(
-    sizes: list[tuple[int, int]], objects: int, classes: int, device: str
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Pictures of noise of these (height, width), each with so many objects. Draws from a generator of its own."""
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(3, *size, generator=generator).to(device) for size in sizes]
-    targets = [
-        {
-            "labels": torch.randint(classes, (objects,), generator=generator).to(device),
-            "boxes": (torch.rand(objects, 4, generator=generator) * 0.4 + 0.1).to(device),
-        }
-        for _ in sizes
-    ]
-    return images, targets
-
-
 def largest_sizes(count: int, scale: int, max_size: int) -> list[tuple[int, int]]:
-    """(height, width) of the pictures of the largest batch: lying and standing ones together are padded to squares."""
+    """(height, width) of the images of the largest batch: lying and standing ones together are padded to squares."""
     return [(scale, max_size) if number % 2 == 0 else (max_size, scale) for number in range(count)]
 
 
-def rehearse(
+def check_memory(
     model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -66,32 +52,25 @@ def rehearse(
     rewind.everything()
 
 
-def training_step(
+def check_largest_step(
     model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    clip_norm: float | None,
-    images: list[Tensor],
-    targets: list[dict[str, Tensor]],
-) -> Callable[[], Iterator[str]]:
-    """A whole step to be measured: names each part of it that is done, as util.measuring.benchmark.measure_training wants it."""
+    cfg: Mapping,
+    objects: int,
+):
+    """Tries the largest step that the data can ask for, so that memory runs out now or never.
 
-    def step():
-        with precision.autocast():
-            output = model(images, targets)
-        yield "forward"
-        losses, _ = criterion(output, targets)
-        total = sum(losses.values())
-        yield "loss"
-        precision.backward(total)
-        yield "backward"
-        precision.step(optimizer, model, clip_norm)
-        precision.adapt()
-        optimizer.zero_grad()
-        yield "optimiser"
-
-    return step
+    Args:
+        cfg: the config: batch size, sizes of training images, number of classes.
+        objects: of the image with the most.
+    """
+    augment = cfg["data"]["augment"]
+    sizes = largest_sizes(cfg["data"]["batch_size"], max(augment["scales"]), augment["max_size"])
+    noise = noise_batch(sizes, max(1, objects), cfg["model"]["num_classes"], precision.device)
+    check_memory(model, criterion, optimizer, precision, *noise)
+    log.info("the largest step fits: images of %s with %d objects each", sizes, max(1, objects))
 
 
 def memory_advice(error: RuntimeError) -> str | None:

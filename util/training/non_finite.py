@@ -42,7 +42,7 @@ class Rewind:
 
 
 @torch.no_grad()
-def first_offender(model: nn.Module, forward: Callable[[], object], rewind: Rewind) -> str:
+def first_bad_module(model: nn.Module, forward: Callable[[], object], rewind: Rewind) -> str:
     """Runs a forward again as it was, and says where in it the first number came up that is not finite.
 
     A module that answers infinity may mean it, as masks do; so NaN is looked for first. Random state and running

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and moving average."""
+"""Optimiser, schedule and EMA."""
 
 import math
 import re
@@ -126,8 +126,8 @@ def _rise(total: int) -> float:
     return (1 - 1e-9) / (total + 1)  # begins at the peak
 
 
-def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> "MovingAverage":
-    """An exponential moving average of a model's parameters; tied ones are averaged once, buffers are copied.
+def build_ema(model: nn.Module, decay: float, warmup: bool = True) -> "EMA":
+    """An exponential moving average (EMA) of a model's parameters; tied ones are averaged once, buffers are copied.
 
     Args:
         model: what is averaged, after every optimiser step, by `update_parameters(model)`.
@@ -135,11 +135,11 @@ def moving_average(model: nn.Module, decay: float, warmup: bool = True) -> "Movi
         warmup: keep less at first, (1 + n) / (10 + n) after n steps, so that the average forgets how it began.
     """
 
-    return MovingAverage(model, decay, warmup)
+    return EMA(model, decay, warmup)
 
 
-class MovingAverage(AveragedModel):
-    """PyTorch's averaged model, whose count of steps stays on the host; see `moving_average`."""
+class EMA(AveragedModel):
+    """PyTorch's averaged model, whose count of steps stays on the host; see `build_ema`."""
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool):
         super().__init__(model)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from util.checkpoints.files import CheckpointError, versions
-from util.processes.distributed import gather, is_main, rank, world_size
+from util.checkpoints.files import CheckpointError, library_versions
+from util.processes.distributed import gather_objects, is_main, rank, world_size
 from util.reporting.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
 """Of a schedule of PyTorch: what changes as it is stepped."""
 RATES = ("initial_lr", "max_lr", "min_lr")
 """Of a group of an optimiser: what a schedule of PyTorch reckons from."""
+FORMER_KEYS = {"pictures": "dataset_size", "processes": "world_size"}
+"""What older checkpoints call these."""
 
 
 class TrainingState:
@@ -28,11 +30,11 @@ class TrainingState:
     Args:
         model: the detector, without any wrapper.
         optimizer, schedule, scaler: of the training.
-        average: moving average of the model, or None.
-        facts: plain values that are stored beside the state (config, categories).
-        place: plain values on which it depends what a number of batches of an epoch means, `steps_per_epoch` among
-            them. A checkpoint from the middle of an epoch that was saved with other ones cannot be continued there:
-            that epoch begins anew, with a warning.
+        ema: of the model, or None.
+        metadata: plain values that are stored beside the state: config, categories, resumed_from.
+        data_order: dataset_size, batch_size, accumulate, world_size, seed, steps_per_epoch: on these it depends what a
+            number of batches of an epoch means. A checkpoint from the middle of an epoch that was saved with other
+            ones cannot be continued there: that epoch begins anew, with a warning.
     """
 
     def __init__(
@@ -41,13 +43,13 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         schedule,
         scaler: torch.amp.GradScaler,
-        average: AveragedModel | None,
-        facts: dict,
-        place: dict,
+        ema: AveragedModel | None,
+        metadata: dict,
+        data_order: dict,
     ):
-        self.model, self.average = model, average
+        self.model, self.ema = model, ema
         self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
-        self.facts, self.place = facts, place
+        self.metadata, self.data_order = metadata, data_order
         self.epoch = 0
         """Finished epochs."""
         self.step = 0
@@ -56,8 +58,8 @@ class TrainingState:
         """Batches of the running epoch that this process has seen."""
         self.meters: dict[str, Meter] = {}
         """The numbers of the running epoch."""
-        self.broken = self.skipped = 0
-        """In the running epoch: pictures of this process that could not be read, and steps without finite numbers."""
+        self.corrupt_images = self.skipped = 0
+        """In the running epoch: images of this process that could not be read, and steps without finite numbers."""
         self.failures = 0
         """Skipped steps since the last sound one."""
         self.pending: dict | None = None
@@ -66,12 +68,12 @@ class TrainingState:
         """Best AP so far, of "regular" and of "ema"."""
 
     def candidates(self) -> dict[str, nn.Module]:
-        """What is evaluated: the model as "regular", and its average as "ema"."""
-        return {"regular": self.model} | ({"ema": self.average.module} if self.average is not None else {})
+        """What is evaluated: the model as "regular", and its EMA as "ema"."""
+        return {"regular": self.model} | ({"ema": self.ema.module} if self.ema is not None else {})
 
     def finish_epoch(self):
         """Moves on to the next epoch."""
-        self.epoch, self.batch, self.meters, self.broken, self.skipped = self.epoch + 1, 0, {}, 0, 0
+        self.epoch, self.batch, self.meters, self.corrupt_images, self.skipped = self.epoch + 1, 0, {}, 0, 0
 
     def is_finite(self) -> bool:
         """Whether every weight and every running statistic is."""
@@ -81,22 +83,33 @@ class TrainingState:
         """Tensors and plain values. To be called by all processes together: each adds its random state."""
         return {
             "model": self.model.state_dict(),
-            "ema": self.average.state_dict() if self.average is not None else None,
+            "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "sampler": {"batch": self.batch, **self.place},
+            "sampler": {"batch": self.batch, **self.data_order},
             "meters": {name: [meter.total, meter.count] for name, meter in self.meters.items()},
-            "broken": sum(gather(self.broken)),
+            "corrupt_images": sum(gather_objects(self.corrupt_images)),
             "skipped": self.skipped,
             "pending": self.pending,
             "best": dict(self.best),
-            "random": gather(random_state()),
-            "versions": versions(),
-            **self.facts,
+            "random": gather_objects(random_state()),
+            "versions": library_versions(),
+            **self.metadata,
         }
+
+    def resume(self, content: dict, source: str):
+        """Goes on from a checkpoint, if it is one of a training: weights alone start at the first epoch.
+
+        Args:
+            content: of the checkpoint, whose weights the model has already.
+            source: where it comes from, for messages.
+        """
+        if "schedule" in content:
+            self.load_state_dict(content, source)
+            log.info("%s: going on after %d epochs and %d batches", source, self.epoch, self.batch)
 
     def load_state_dict(self, content: dict, source: str):
         """Goes back to where a checkpoint of ours stood, weights aside, which the caller has loaded.
@@ -119,28 +132,29 @@ class TrainingState:
                 group.update(rates)
         self.schedule.load_state_dict({**self.schedule.state_dict(), **where})
         self.scaler.load_state_dict(content["scaler"])
-        if self.average is not None:
+        if self.ema is not None:
             if content["ema"] is not None:
-                self.average.load_state_dict(content["ema"])
+                self.ema.load_state_dict(content["ema"])
             else:
-                self.average.module.load_state_dict(self.model.state_dict())
+                self.ema.module.load_state_dict(self.model.state_dict())
         self.epoch, self.best = content["epoch"], dict(content["best"])
         self.step, self.pending = content.get("step", 0), content.get("pending")
-        self._load_place(content, source)
+        self._load_position(content, source)
         self._set_learning_rates()
         if len(content["random"]) == world_size():
             set_random_state(content["random"][rank()])
         else:
             log.warning("%s: was saved by %d processes: random numbers differ", source, len(content["random"]))
 
-    def _load_place(self, content: dict, source: str):
+    def _load_position(self, content: dict, source: str):
         """Where in the epoch it stood."""
-        sampler, place = dict(content.get("sampler", {})), self.place
-        batch, steps = sampler.pop("batch", 0), place["steps_per_epoch"]
+        order = self.data_order
+        sampler = {FORMER_KEYS.get(name, name): value for name, value in content.get("sampler", {}).items()}
+        batch, steps = sampler.pop("batch", 0), order["steps_per_epoch"]
         changed = [
-            f"{name} was {sampler[name]}, is {place[name]}"
-            for name in place
-            if sampler.get(name, place[name]) != place[name]  # older checkpoints do not tell all
+            f"{name} was {sampler[name]}, is {order[name]}"
+            for name in order
+            if sampler.get(name, order[name]) != order[name]  # older checkpoints do not tell all
         ]
         if batch and changed:
             text = "%s: saved in the middle of an epoch with another order (%s): the epoch begins anew"
@@ -150,7 +164,7 @@ class TrainingState:
             self.step = self.schedule.last_epoch = self.epoch * steps
         elif batch:
             self.batch, self.skipped = batch, content["skipped"]
-            self.broken = content["broken"] if is_main() else 0
+            self.corrupt_images = content.get("corrupt_images", content.get("broken", 0)) if is_main() else 0
             for name, (total, count) in content["meters"].items():
                 self.meters[name] = Meter()
                 self.meters[name].total, self.meters[name].count = total, count

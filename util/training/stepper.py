@@ -7,10 +7,10 @@ import math
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from util.processes.distributed import gather, mean_dict
-from util.tensors.device import read
+from util.processes.distributed import gather_objects, mean_dict
+from util.tensors.device import read_floats
 from util.tensors.precision import Precision
-from util.training.non_finite import Rewind, first_offender, gradients_not_finite
+from util.training.non_finite import Rewind, first_bad_module, gradients_not_finite
 from util.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Stepper:
         if steps:
             sound = means["loss"].isfinite()
             means[NORM] = self.precision.step(self.state.optimizer, self.state.model, self.clip_norm, sound)
-        numbers = read(means)  # here, and for its matching, a batch waits for the device
+        numbers = read_floats(means)  # here, and for its matching, a batch waits for the device
         self.stopping |= numbers.pop(STOP) > 0
         norm = numbers.pop(NORM, math.nan)
         finite = math.isfinite(numbers["loss"])
@@ -81,11 +81,11 @@ class Stepper:
         if not self.problem and math.isfinite(norm):
             state.schedule.step()
             state.failures = 0
-            if state.average is not None:
-                state.average.update_parameters(state.model)
+            if state.ema is not None:
+                state.ema.update_parameters(state.model)
         elif not self.problem and not self.precision.overflows():
             where = gradients_not_finite(state.model)
-            self.problem = f"not finite: {NORM}; {where}; pictures: {_pictures(batch)}"
+            self.problem = f"not finite: {NORM}; {where}; images: {_image_ids(batch)}"
         state.optimizer.zero_grad()
         state.step += 1
         problem, self.problem = self.problem, ""
@@ -97,21 +97,21 @@ class Stepper:
             raise TrainingDivergedError(f"{self.patience} steps in a row are skipped, the last: {problem}. {remedy}")
 
     def _what_is_wrong(self, numbers: dict[str, float], batch) -> str:
-        """Which numbers, where in the model it began, and on which pictures; takes back what the forward changed."""
+        """Which numbers, where in the model it began, and on which images; takes back what the forward changed."""
 
         def forward():
             with self.precision.autocast():
                 self.state.model(batch.images, batch.targets)
 
         bad = ", ".join(name for name, value in numbers.items() if not math.isfinite(value))
-        where = "; ".join(dict.fromkeys(gather(first_offender(self.state.model, forward, self.rewind))))
-        return f"not finite: {bad}; {where}; pictures: {_pictures(batch)}"
+        where = "; ".join(dict.fromkeys(gather_objects(first_bad_module(self.state.model, forward, self.rewind))))
+        return f"not finite: {bad}; {where}; images: {_image_ids(batch)}"
 
 
-def _pictures(batch) -> str:
-    """The ids of the pictures of all processes."""
-    ids = gather([int(target["image_id"]) for target in batch.targets])
-    return ", ".join(str(picture) for pictures in ids for picture in pictures)
+def _image_ids(batch) -> str:
+    """The ids of the images of all processes."""
+    ids = gather_objects([int(target["image_id"]) for target in batch.targets])
+    return ", ".join(str(image_id) for found in ids for image_id in found)
 
 
 def _unsynchronised(model: nn.Module, active: bool):

@@ -29,7 +29,7 @@ inline Problem describe(const at::Tensor& value, at::IntArrayRef shapes, const a
   p.points = static_cast<int>(locations.size(4));
   TORCH_CHECK(p.D % 4 == 0, "the width of a head must be a multiple of 4, not ", p.D);
   TORCH_CHECK(p.L * p.points <= MAX_SAMPLES, "at most ", MAX_SAMPLES, " samples per head, not ", p.L * p.points);
-  TORCH_CHECK(p.S * p.M * p.D < (int64_t(1) << 31), "a picture's values are more than 2^31 numbers");
+  TORCH_CHECK(p.S * p.M * p.D < (int64_t(1) << 31), "an image's values are more than 2^31 numbers");
   TORCH_CHECK((int64_t)shapes.size() == 2 * p.L, "one height and width per level");
   p.K = p.L * p.points;
   int64_t start = 0;

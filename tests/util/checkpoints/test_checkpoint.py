@@ -26,7 +26,7 @@ from tests.harness.forked import prepare
 from tests.harness.server import FileServer
 from tools.convert_checkpoint import convert
 from util.checkpoints.download import cached_path, sha256
-from util.checkpoints.files import CheckpointError, load_strictly, read_checkpoint, save_checkpoint, weights_of
+from util.checkpoints.files import CheckpointError, load_strictly, model_weights, read_checkpoint, save_checkpoint
 from util.cli.arguments import parse_arguments
 from util.config import ConfigError, load_config
 
@@ -104,7 +104,7 @@ def test_weights_as_safetensors(tmp_path, averaged):
     facts = {"config": "x = 1", "categories": {"ids": [1, None]}}
     save_checkpoint({"model": model.state_dict(), "ema": average, **facts}, tmp_path / "a.pth")
     convert(tmp_path / "a.pth", tmp_path / "a.safetensors", averaged)
-    load_strictly(model, weights_of(read_checkpoint(tmp_path / "a.safetensors")), "a.safetensors")
+    load_strictly(model, model_weights(read_checkpoint(tmp_path / "a.safetensors")), "a.safetensors")
     assert all(torch.equal(value, weights[key] + averaged) for key, value in model.state_dict().items())
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata()["config"] == "x = 1"

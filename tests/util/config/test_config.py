@@ -15,7 +15,7 @@ from util.config import (
     dump_config,
     find_value,
     load_config,
-    merge,
+    merge_configs,
     parse_config,
     parse_options,
     parse_value,
@@ -66,11 +66,11 @@ def leaves(node, path=()):
 @given(nodes, nodes)
 def test_merging(base, child):
     before = repr((base, child))
-    merged = merge(base, child)
+    merged = merge_configs(base, child)
     assert repr((base, child)) == before
-    assert merge(base, {}) == base
-    assert merge({}, child) == child
-    assert merge(merged, child) == merged
+    assert merge_configs(base, {}) == base
+    assert merge_configs({}, child) == child
+    assert merge_configs(merged, child) == merged
     known = dict(leaves(merged))
     for path, value in leaves(child):
         assert known.get(path) == value or value == {}

@@ -115,10 +115,10 @@ def test_too_many_corrupt_images(tmp_path):
     for path in sorted((tmp_path / "data/train2017").iterdir())[:3]:
         path.write_bytes(b"")
     with (tmp_path / "tiny.py").open("a") as config:
-        config.write("data['broken'] = dict(files=1, in_a_row=8)\n")
+        config.write("data['corrupt'] = dict(files=1, in_a_row=8)\n")
     training = run(None, base, tmp_path / "out", "--num_workers", 2)
     assert training.ends() == 2
-    assert "2 pictures cannot be read" in training.said
+    assert "2 images cannot be read" in training.said
     assert "Traceback" not in training.said
     assert HURRIED not in training.said
 

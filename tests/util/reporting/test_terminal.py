@@ -14,11 +14,11 @@ import pytest
 import main as program
 from datasets.annotations import read_annotations
 from datasets.coco_eval import NUMBERS, Evaluation
+from datasets.splits import describe_names
 from tests.harness.forked import prepare
 from util.cli.arguments import parse_arguments
-from util.reporting.logger import Journal, points_of
-from util.reporting.progress import Meter, Progress, duration, main_losses, peak_memory
-from util.reporting.summary import describe_names
+from util.reporting.logger import Journal, journal_points
+from util.reporting.progress import Meter, Progress, format_duration, main_losses, peak_memory
 from util.reporting.trackers import close_trackers
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Arguments of a training of two epochs of three steps of two batches of two, on generated pictures."""
+    """Arguments of a training of two epochs of three steps of two batches of two, on synthetic shapes."""
     return prepare(tmp_path_factory.mktemp("base"), train=12, val=2)
 
 
@@ -59,8 +59,8 @@ def test_a_training_begins_with_a_table(said, base):
         (line,) = lines_with(table, stage, " M  ", kind)
         assert float(line.split()[1]) >= 0
     assert "attention: KeyAwareDeformAttn" in table
-    assert lines_with(table, "train: 12 pictures with ", "instances_train2017.json")
-    assert lines_with(table, "val: 2 pictures with ")
+    assert lines_with(table, "train: 12 images with ", "instances_train2017.json")
+    assert lines_with(table, "val: 2 images with ")
     assert "classes 5: disc, " in table
     assert "in training 48 to 64, longer side at most 96; in evaluation 64" in table
     assert "2 epochs of 3 steps; 4 images a step (batch of 2 x 1 processes x 2 accumulated)" in table
@@ -71,7 +71,7 @@ def test_a_training_begins_with_a_table(said, base):
 
 def test_a_line_tells_how_training_gets_on(said):
     first, last = lines_with(said, "epoch 0 ", "left in all")[0], lines_with(said, "epoch 1 6/6")[0]
-    for word in ("loss ", "loss_ce ", "loss_bbox ", "loss_giou ", "class_error ", " lr ", "pictures/s", "s/it"):
+    for word in ("loss ", "loss_ce ", "loss_bbox ", "loss_giou ", "class_error ", " lr ", "images/s", "s/it"):
         assert word in first
     assert "loss_ce_" not in first  # other layers and places
     assert "% waiting" in first
@@ -131,7 +131,7 @@ def test_a_damaged_line_of_the_journal_is_left_out(tmp_path, damage, caplog):
 
 def test_an_ap_of_nothing_is_no_point_of_a_curve():
     entries = [{"epoch": 0, "test_AP": -1.0}, {"epoch": 1}, {"epoch": 2, "test_AP": 0.5}]
-    assert points_of(entries, "test_AP") == [(2, 0.5)]
+    assert journal_points(entries, "test_AP") == [(2, 0.5)]
     now = Evaluation(dict.fromkeys(NUMBERS, 0.25), {"disc": (0.25, 0.5)}, 1)
     change = now.table(dict.fromkeys(NUMBERS, -1.0)).splitlines()[3].split()
     assert change == ["change", *["-"] * 12]
@@ -140,9 +140,9 @@ def test_an_ap_of_nothing_is_no_point_of_a_curve():
 def test_rate_and_time_left():
     progress = Progress("epoch 0", meters={"seconds": Meter(), "waiting": Meter()}, more=2)
     progress.update({"seconds": 2.0, "waiting": 0.5, "loss": 3.0})
-    progress.pictures.update(8)
+    progress.images.update(8)
     line = progress.line(40, 100)
-    assert "loss 3  4 pictures/s  2 s/it  25 % waiting" in line
+    assert "loss 3  4 images/s  2 s/it  25 % waiting" in line
     assert line.endswith("2 min left  9 min left in all")
     assert "peak" in line
     assert peak_memory() > 1e7
@@ -180,7 +180,7 @@ def test_on_a_terminal_the_line_is_live(monkeypatch):
 
 def test_times_for_people():
     seconds = (0, 61, 600, 5400, 90000, 400000)
-    assert [duration(s) for s in seconds] == ["0 s", "61 s", "10 min", "1 h 30 min", "25 h 00 min", "4 d 15 h"]
+    assert [format_duration(s) for s in seconds] == ["0 s", "61 s", "10 min", "1 h 30 min", "25 h 00 min", "4 d 15 h"]
 
 
 def test_losses_that_stand_for_all():
@@ -206,12 +206,12 @@ def test_a_dry_run_proves_the_set_up_and_leaves_the_rest_alone(base, tmp_path):
     assert (tmp_path / "checkpoint.pth").read_bytes() == b"of the real training"
     text = (tmp_path / "dry_run/info.txt").read_text()
     assert "checkpoint.pth: going on after 0 epochs and 4 batches" in text
-    assert "val: 2 pictures, 2 of them taken, with " in text
-    assert lines_with(text, "epoch 0 6/6")  # 12 pictures are fewer than it would take
+    assert "val: 2 images, 2 of them taken, with " in text
+    assert lines_with(text, "epoch 0 6/6")  # 12 images are fewer than it would take
     verdict = text.splitlines()[-1]
     assert "dry run: PASSED in" in verdict
     assert "3 steps, loss" in verdict
-    assert "2 pictures evaluated; 0 broken ones" in verdict
+    assert "2 images evaluated; 0 corrupt ones" in verdict
     assert "6 batches of an epoch take" in verdict
     assert not list(tmp_path.glob("dry_run/*.pth"))
     (entry,) = [json.loads(line) for line in (tmp_path / "dry_run/log.txt").read_text().splitlines()]
@@ -254,7 +254,7 @@ def test_a_dry_run_of_two_processes(base, tmp_path):
     assert "4 images a step (batch of 1 x 2 processes x 2 accumulated)" in done.stdout
 
 
-def test_the_first_pictures_of_a_data_set(base):
+def test_the_first_images_of_a_data_set(base):
     whole = read_annotations(Path(base[3]) / "annotations/instances_train2017.json")
     few = whole.head(5)
     assert len(few) == 5

@@ -1,4 +1,4 @@
-"""util/tensors/cuda_graphs.py: detectors recorded once for every size. Without a GPU, tests/harness/fake_graphs.py records them."""
+"""util.tensors.cuda_graphs: detectors recorded once for every size; without a GPU by tests/harness/fake_graphs.py."""
 
 import gc
 import weakref
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from models import build_detector
-from models.structures import padding_of
-from tests.golden import picture
+from models.structures import padding_mask
+from tests.golden import make_image
 from tests.harness import fake_graphs
 from tests.tiny import shrunk
-from util.tensors.cache import kept_in, remembered
+from util.tensors.cache import cached, cached_in
 from util.tensors.cuda_graphs import CaptureError, GraphedDetector
 from util.tensors.image_batch import ImageBatch
 
@@ -31,8 +31,8 @@ def tiny(name):
     return detector
 
 
-def pictures(seed, *sizes):
-    return [picture(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
+def make_images(seed, *sizes):
+    return [make_image(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
 
 
 def assert_same(found, expected):
@@ -68,9 +68,9 @@ def recorded(monkeypatch):
 def test_replays_answer_as_the_detector_does(name):
     detector = tiny(name)
     graphed = GraphedDetector(detector)
-    outputs = [graphed(pictures(seed, *PAIR)) for seed in (0.0, 5.0)]
+    outputs = [graphed(make_images(seed, *PAIR)) for seed in (0.0, 5.0)]
     for seed, output in zip((0.0, 5.0), outputs, strict=True):  # the first was not overwritten by the second
-        expected = eager(detector, pictures(seed, *PAIR))
+        expected = eager(detector, make_images(seed, *PAIR))
         assert_same(output, expected)
         assert output.aux.keys() == expected.aux.keys()
         assert output.groups == expected.groups
@@ -85,15 +85,15 @@ def test_every_size_has_its_graph_and_the_least_recently_used_one_leaves(detecto
     small, wide, tall = [(80, 80)], [(80, 96)], [(96, 80)]
     first = {}
     for sizes in (small, wide, small, tall):
-        images = pictures(1.0, *sizes)
+        images = make_images(1.0, *sizes)
         assert_same(graphed(images), eager(detector, images))
         first.setdefault(sizes[0], next(reversed(graphed._graphs.values())).graph)
     kept = {captured.batch.sizes[0]: captured.graph for captured in graphed._graphs.values()}
     assert kept == {size: first[size] for size in ((80, 80), (96, 80))}
-    # One shape of batch around other pictures is another graph: more of it is padding.
+    # One shape of batch around other images is another graph: more of it is padding.
     pairs = ((80, 80), (60, 80)), ((80, 80), (80, 60))
     for pair in pairs:
-        images = pictures(1.0, *pair)
+        images = make_images(1.0, *pair)
         assert_same(graphed(images), eager(detector, images))
     assert tuple(captured.batch.sizes for captured in graphed._graphs.values()) == pairs
 
@@ -101,8 +101,8 @@ def test_every_size_has_its_graph_and_the_least_recently_used_one_leaves(detecto
 @pytest.mark.usefixtures("recorded")
 def test_a_list_and_a_batch_share_a_graph(detector):
     graphed = GraphedDetector(detector)
-    graphed(pictures(0.0, *PAIR))
-    images = pictures(3.0, *PAIR)
+    graphed(make_images(0.0, *PAIR))
+    images = make_images(3.0, *PAIR)
     batch = ImageBatch.of(images)
     assert_same(graphed(ImageBatch(batch.images, batch.padding)), eager(detector, images))
     assert len(graphed._graphs) == 1
@@ -110,7 +110,7 @@ def test_a_list_and_a_batch_share_a_graph(detector):
 
 @pytest.mark.usefixtures("recorded")
 def test_autocast_around_a_call_has_graphs_of_its_own(detector):
-    graphed, images = GraphedDetector(detector), pictures(0.0, *PAIR)
+    graphed, images = GraphedDetector(detector), make_images(0.0, *PAIR)
     for _ in range(2):  # weights that the first block converted are gone in the second
         with torch.autocast("cpu", torch.bfloat16):
             rounded, expected = graphed(images), eager(detector, images)
@@ -121,18 +121,18 @@ def test_autocast_around_a_call_has_graphs_of_its_own(detector):
 
 @pytest.mark.usefixtures("recorded")
 def test_what_follows_from_sizes_lives_as_long_as_its_graph(detector):
-    graphed, images = GraphedDetector(detector, max_graphs=1), pictures(0.0, *PAIR)
+    graphed, images = GraphedDetector(detector, max_graphs=1), make_images(0.0, *PAIR)
     expected = graphed(images)
     (captured,) = graphed._graphs.values()
     answers = [weakref.ref(answer) for answer in captured.answers.values()]
     assert len(answers) > 4
     with torch.no_grad():
         for size in range(20):  # more than are remembered for everybody
-            padding_of(((size, size),), (32, 32), torch.device("cpu"))
+            padding_mask(((size, size),), (32, 32), torch.device("cpu"))
     del captured
     gc.collect()
     assert_same(graphed(images), expected)
-    graphed(pictures(0.0, (80, 80)))
+    graphed(make_images(0.0, (80, 80)))
     gc.collect()
     assert not any(answer() is not None for answer in answers)
 
@@ -140,7 +140,7 @@ def test_what_follows_from_sizes_lives_as_long_as_its_graph(detector):
 def test_answers_that_are_owned_are_neither_taken_from_others_nor_given_to_them():
     calls = []
 
-    @remembered
+    @cached
     def ones(size):
         calls.append(size)
         return torch.ones(size)
@@ -148,7 +148,7 @@ def test_answers_that_are_owned_are_neither_taken_from_others_nor_given_to_them(
     mine = {}
     with torch.no_grad():
         shared = ones(2)
-        with kept_in(mine):
+        with cached_in(mine):
             own = ones(2)
             assert ones(2) is own
         assert ones(2) is shared
@@ -170,7 +170,7 @@ def test_a_forward_that_waits_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     with pytest.raises(CaptureError, match="cannot hold this Waits, call it as it is: called a synchronizing"):
-        GraphedDetector(Waits(1, 1))(pictures(0.0, (8, 8)))
+        GraphedDetector(Waits(1, 1))(make_images(0.0, (8, 8)))
     assert mode == ["default", "error", "default"]
 
 
@@ -193,7 +193,7 @@ def test_on_a_gpu(name, amp):
     tolerance = {"rtol": 0.05, "atol": 0.1} if amp else {"rtol": 1e-4, "atol": 1e-4}
     with torch.autocast("cuda", torch.bfloat16, enabled=amp):
         for sizes in (PAIR, [(64, 96)], [(96, 64)], PAIR, PAIR):
-            batches = [[image.cuda() for image in pictures(seed, *sizes)] for seed in (0.0, 5.0)]
+            batches = [[image.cuda() for image in make_images(seed, *sizes)] for seed in (0.0, 5.0)]
             outputs = [graphed(images) for images in batches]
             for found, images in zip(outputs, batches, strict=True):
                 expected = eager(detector, images)

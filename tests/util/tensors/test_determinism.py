@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from models import build_criterion, build_detector
-from tests.golden import objects, picture
+from tests.golden import make_image, objects
 from tests.tiny import shrunk
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +46,7 @@ def test_a_training_step_holds_no_operator_that_deterministic_mode_refuses(confi
     cfg = shrunk(ROOT / f"config/{config}.py")
     detector, criterion, targets = build_detector(cfg).train(), build_criterion(cfg).train(), objects(2, 5)
     with Operators() as operators:
-        losses, _ = criterion(detector([picture(64, 96), picture(96, 64)], targets), targets)
+        losses, _ = criterion(detector([make_image(64, 96), make_image(96, 64)], targets), targets)
         sum(losses.values()).backward()
     assert {"convolution_backward", "sum"} <= operators.names
     assert operators.names.isdisjoint(REFUSED)

@@ -11,9 +11,11 @@ from util.checkpoints.files import read_checkpoint
 from util.cli.arguments import parse_arguments
 from util.tensors.determinism import determinism_advice
 from util.tensors.precision import Precision
-from util.training.memory_check import largest_sizes, memory_advice, noise_batch, rehearse
-from util.training.non_finite import Rewind, first_offender, gradients_not_finite
-from util.training.optimizer import build_schedule, moving_average
+from util.training import memory_check
+from util.training.memory_check import check_memory, largest_sizes, memory_advice
+from util.training.noise import noise_batch
+from util.training.non_finite import Rewind, first_bad_module, gradients_not_finite
+from util.training.optimizer import build_ema, build_schedule
 from util.training.state import TrainingState, random_state
 from util.training.stepper import Stepper, TrainingDivergedError
 
@@ -29,8 +31,8 @@ class Model(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, images, targets=None):
-        pictures = torch.stack(list(images)) if isinstance(images, list) else images
-        return self.head(self.stem(pictures).mean((2, 3)))
+        stacked = torch.stack(list(images)) if isinstance(images, list) else images
+        return self.head(self.stem(stacked).mean((2, 3)))
 
 
 class Criterion(nn.Module):
@@ -57,12 +59,12 @@ def stepper(patience=3, accumulate=1, scaler=None):
         precision.scaler = scaler
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
     schedule = build_schedule(optimizer, 4, 2, warmup_steps=4)
-    state = TrainingState(model, optimizer, schedule, precision.scaler, moving_average(model, 0.9), {}, PLACE)
+    state = TrainingState(model, optimizer, schedule, precision.scaler, build_ema(model, 0.9), {}, PLACE)
     return Stepper(model, Criterion(), state, precision, 0.1, accumulate, patience)
 
 
 def snapshot(state):
-    tensors = {**state.model.state_dict(), **{f"ema {k}": v for k, v in state.average.state_dict().items()}}
+    tensors = {**state.model.state_dict(), **{f"ema {k}": v for k, v in state.ema.state_dict().items()}}
     return {name: value.clone() for name, value in tensors.items()}
 
 
@@ -70,7 +72,7 @@ def unchanged(before, state):
     return all(torch.equal(value, before[name]) for name, value in snapshot(state).items())
 
 
-def test_a_picture_that_is_not_finite_spoils_nothing(caplog, recwarn):
+def test_a_image_that_is_not_finite_spoils_nothing(caplog, recwarn):
     """Weights, average, running statistics and schedule stay; ids, terms and the first module are named."""
     steps = stepper()
     before, bad = snapshot(steps.state), torch.randn(2, 3, 8, 8)
@@ -80,7 +82,7 @@ def test_a_picture_that_is_not_finite_spoils_nothing(caplog, recwarn):
     assert steps.state.schedule.last_epoch == 0
     assert (steps.state.skipped, steps.state.failures, steps.state.step) == (1, 1, 1)
     expected = "step 1 is skipped: not finite: loss, loss_mean; stem.0 (Conv2d) answered NaN, as was given to it"
-    assert f"{expected}; pictures: 41, 42" in caplog.text
+    assert f"{expected}; images: 41, 42" in caplog.text
     assert steps.take(Batch(torch.randn(2, 3, 8, 8)), True, False)["grad_norm"] > 0
     assert not unchanged(before, steps.state)
     assert steps.state.failures == 0
@@ -140,7 +142,7 @@ def test_a_gradient_that_is_not_finite(caplog):
     before = snapshot(steps.state)
     steps.state.model.head.weight.register_hook(lambda grad: grad * float("inf"))
     steps.take(Batch(torch.randn(2, 3, 8, 8), first=7), True, False)
-    assert "not finite: grad_norm; gradients of 1 parameters: head.weight; pictures: 7, 8" in caplog.text
+    assert "not finite: grad_norm; gradients of 1 parameters: head.weight; images: 7, 8" in caplog.text
     with pytest.raises(TrainingDivergedError, match=r"2 steps in a row are skipped, the last: .*head.weight.*Lower"):
         steps.take(Batch(torch.randn(2, 3, 8, 8)), True, False)
     assert all(torch.equal(p, before[name]) for name, p in steps.state.model.named_parameters())
@@ -163,18 +165,18 @@ def test_float16_may_overflow_until_its_scale_is_found():
         steps.take(Batch(torch.randn(2, 3, 8, 8)), True, False)
 
 
-def test_the_first_offender_is_found_without_a_trace():
+def test_the_first_bad_module_is_found_without_a_trace():
     model, images = Model().train(), torch.randn(2, 3, 8, 8)
     rewind = Rewind(model)
     before, random = {k: v.clone() for k, v in model.state_dict().items()}, random_state()["cpu"]
-    assert first_offender(model, lambda: model(images), rewind).startswith("no module")
+    assert first_bad_module(model, lambda: model(images), rewind).startswith("no module")
     model.stem[2].register_forward_hook(lambda module, given, answer: answer / 0)
-    assert first_offender(model, lambda: model(images), rewind).startswith("stem.2 (Dropout) answered")
+    assert first_bad_module(model, lambda: model(images), rewind).startswith("stem.2 (Dropout) answered")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(random_state()["cpu"], random)
     with torch.no_grad():
         model.head.bias[0] = float("inf")
-    assert first_offender(model, lambda: model(images), rewind) == (
+    assert first_bad_module(model, lambda: model(images), rewind) == (
         "weights or statistics themselves are not finite: head.bias"
     )
     assert "no gradient" in gradients_not_finite(model)
@@ -184,19 +186,19 @@ def test_no_number_is_looked_for_before_infinity():
     """A module may mean infinity, as masks do."""
     model, images = nn.Sequential(nn.Identity(), nn.ReLU()), torch.ones(2, 3)
     model[0].register_forward_hook(lambda module, given, answer: answer / 0)
-    found = first_offender(model, lambda: model(images), Rewind(model))
+    found = first_bad_module(model, lambda: model(images), Rewind(model))
     assert found == "0 (Identity) answered infinity"
     model[1].register_forward_hook(lambda module, given, answer: answer * 0)
-    found = first_offender(model, lambda: model(images), Rewind(model))
+    found = first_bad_module(model, lambda: model(images), Rewind(model))
     assert found == "1 (ReLU) answered NaN, as was given to it"
 
 
-def test_a_rehearsal_leaves_nothing_behind():
+def test_a_memory_check_leaves_nothing_behind():
     steps = stepper()
     state, before, random = steps.state, snapshot(steps.state), random_state()["cpu"]
     noise = noise_batch([(8, 9)] * 2, objects=3, classes=5, device="cpu")
     assert [target["boxes"].shape for target in noise[1]] == [(3, 4)] * 2
-    rehearse(state.model, steps.criterion, state.optimizer, steps.precision, *noise)
+    check_memory(state.model, steps.criterion, state.optimizer, steps.precision, *noise)
     assert unchanged(before, state)
     assert torch.equal(random_state()["cpu"], random)
     assert all(p.grad is None for p in state.model.parameters())
@@ -239,7 +241,7 @@ def test_memory_that_runs_out_is_said_before_training(base, tmp_path, capsys, mo
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
 
-    monkeypatch.setattr(program, "rehearse", fail)
+    monkeypatch.setattr(memory_check, "check_memory", fail)
     assert run(base, tmp_path, "training.warm_up_step=True") == 2
     said = capsys.readouterr().out
     assert "out of memory: CUDA out of memory. Tried to allocate 7 GiB" in said
@@ -250,14 +252,14 @@ def test_memory_that_runs_out_is_said_before_training(base, tmp_path, capsys, mo
     assert "none of True, False, 'auto'" in capsys.readouterr().out
 
 
-def test_deterministic_training_with_a_rehearsal(base, tmp_path, capsys):
+def test_deterministic_training_with_a_memory_check(base, tmp_path, capsys):
     try:
         for name in ("one", "two"):
             assert run(base, tmp_path / name, "training.warm_up_step=True", flags=["--deterministic"]) == 0
     finally:
         torch.use_deterministic_algorithms(False)
     said = capsys.readouterr().out
-    assert "the largest step fits: pictures of [(64, 96), (96, 64)] with" in said
+    assert "the largest step fits: images of [(64, 96), (96, 64)] with" in said
     one, two = (read_checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     text = "put_ does not have a deterministic implementation, but you set"

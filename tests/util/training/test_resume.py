@@ -24,7 +24,7 @@ from util.checkpoints.files import CheckpointError, read_checkpoint, save_checkp
 from util.checkpoints.store import CheckpointStore
 from util.cli.arguments import parse_arguments
 from util.processes.preemption import EXIT_PREEMPTED, StopRequest
-from util.training.optimizer import build_schedule, moving_average
+from util.training.optimizer import build_ema, build_schedule
 from util.training.state import TrainingState
 
 ROOT = Path(__file__).parents[3]
@@ -364,20 +364,20 @@ def test_the_scale_of_gradients_is_kept():
 
 def test_an_average_that_a_checkpoint_lacks_starts_from_its_weights():
     before, state = training("step"), training("step")
-    state.average = moving_average(state.model, 0.9)
+    state.ema = build_ema(state.model, 0.9)
     state.model.load_state_dict(before.model.state_dict())  # as the caller does
     gone_on(before, state)
-    assert equal(state.average.module.state_dict(), before.model.state_dict())
+    assert equal(state.ema.module.state_dict(), before.model.state_dict())
 
 
-@pytest.mark.parametrize(("main", "broken"), [(True, 3), (False, 0)])
-def test_broken_pictures_go_on_being_counted_in_one_process(monkeypatch, main, broken):
+@pytest.mark.parametrize(("main", "corrupt"), [(True, 3), (False, 0)])
+def test_corrupt_images_go_on_being_counted_in_one_process(monkeypatch, main, corrupt):
     """A checkpoint holds those of all processes together."""
     before = training("step")
     steps(before, 2)
-    before.broken = 3
+    before.corrupt_images = 3
     monkeypatch.setattr(util.training.state, "is_main", lambda: main)
-    assert gone_on(before, training("step")).broken == broken
+    assert gone_on(before, training("step")).corrupt_images == corrupt
 
 
 def test_a_sampler_goes_on_where_it_was():
@@ -403,7 +403,7 @@ def harness(name, *words):
 
 
 def test_trainings_that_are_killed_go_on_exactly():
-    said = harness("kill", "--kills", "1", "--processes", "1", "2", "--pictures", "12")
+    said = harness("kill", "--kills", "1", "--processes", "1", "2", "--num_images", "12")
     assert said.count("bit for bit") == 2
 
 

@@ -17,9 +17,9 @@ from tests.golden import objects
 from tests.harness.fake_cuda import backward, fake_cuda, move
 from tests.tiny import shrunk
 from util.config import load_config
-from util.tensors.device import constant, read, to_device
+from util.tensors.device import constant_tensor, read_floats, to_device
 from util.tensors.precision import Precision
-from util.training.optimizer import build_optimizer, build_schedule, moving_average
+from util.training.optimizer import build_ema, build_optimizer, build_schedule
 from util.training.state import TrainingState
 from util.training.stepper import Stepper
 
@@ -61,8 +61,8 @@ def shallow(stem):
 
 
 def batch_of(*sizes):
-    """Pictures of noise in page-locked memory, as the data loader of a GPU yields them. Only within `fake_cuda`."""
-    facts = {"image_id": torch.tensor(7), "orig_size": torch.tensor([64, 64]), "broken": []}
+    """Images of noise in page-locked memory, as the data loader of a GPU yields them. Only within `fake_cuda`."""
+    facts = {"image_id": torch.tensor(7), "orig_size": torch.tensor([64, 64]), "corrupt": []}
     pairs = zip(sizes, objects(len(sizes), 5), strict=True)
     return Batch.of([(torch.randn(3, *size), {**target, **facts}) for size, target in pairs]).pin_memory()
 
@@ -71,7 +71,7 @@ def stepper_of(model, criterion, amp=False):
     """What trains a model on the fake GPU. Only within `fake_cuda`."""
     model, precision = move(model).train(), Precision("cuda", amp)
     optimizer = build_optimizer(model, 1e-4)
-    schedule, average = build_schedule(optimizer, 4, 1), moving_average(model, 0.9)
+    schedule, average = build_schedule(optimizer, 4, 1), build_ema(model, 0.9)
     average.n_averaged += 1  # which is from when on it averages
     state = TrainingState(model, optimizer, schedule, precision.scaler, average, {}, {"steps_per_epoch": 4})
     return Stepper(model, criterion.train(), state, precision, 0.1, 1, 3)
@@ -98,7 +98,7 @@ def few_blocks(monkeypatch):
 @pytest.mark.parametrize("stem", FAMILIES + BACKBONES)
 @pytest.mark.usefixtures("few_blocks")
 def test_a_step_waits_for_its_matching_and_at_its_end(stem):
-    """And inference on pictures of other sizes nowhere. All is on one device, which fake tensors see to."""
+    """And inference on images of other sizes nowhere. All is on one device, which fake tensors see to."""
     cfg = shallow(stem)
     model, criterion, postprocess = build_detector(cfg), build_criterion(cfg), build_postprocessor(cfg)
     with fake_cuda() as found:
@@ -221,7 +221,7 @@ def test_what_does_not_wait_is_not():
         x.repeat_interleave(x.long(), output_size=6)
         torch.full((2,), 3.0, device="cuda")
         torch.ones(3).pin_memory().to("cuda", non_blocking=True)
-        assert constant([1, 2], "cuda").is_cuda
+        assert constant_tensor([1, 2], "cuda").is_cuda
         assert to_device(torch.ones(2), "cuda").is_cuda
         assert torch.ones(3).sum().item() == 3  # on the host all is real
     assert found == []
@@ -243,9 +243,9 @@ def test_gradients_of_the_harness_are_those_of_autograd():
 def test_constants_are_what_they_were():
     for values, dtype in (([[1, 2], [3, 4]], None), ([0.1, 0.2], torch.float32), ([True, False], None), (5.0, None)):
         expected = torch.tensor(values, dtype=dtype)
-        assert constant(values, "cpu", dtype).equal(expected)
-        assert constant(values, "cpu", dtype).dtype == expected.dtype
+        assert constant_tensor(values, "cpu", dtype).equal(expected)
+        assert constant_tensor(values, "cpu", dtype).dtype == expected.dtype
     tensor = torch.ones(2)
     assert to_device(tensor, "cpu") is tensor
-    assert read({}) == {}
-    assert read({"a": torch.tensor(2), "b": torch.tensor(0.5, dtype=torch.float64)}) == {"a": 2.0, "b": 0.5}
+    assert read_floats({}) == {}
+    assert read_floats({"a": torch.tensor(2), "b": torch.tensor(0.5, dtype=torch.float64)}) == {"a": 2.0, "b": 0.5}

@@ -1,7 +1,7 @@
 """Runs the stages one after the other, each in a process of its own that is ended at its limit.
 
 usage: tools/gpu_check.sh [--stages build,op] [--out FOLDER] [--data BCCD] [--seconds N] [--limits op=30]
-       tools/gpu_check.sh --device cpu        a rehearsal: all stages' code, at tiny sizes, without a GPU
+       tools/gpu_check.sh --device cpu        a dry run: all stages' code, at tiny sizes, without a GPU
 
 FOLDER gets STAGE.jsonl, which a stage writes as it goes, STAGE.log, and REPORT.md, made anew after every stage: a run
 that is cut off leaves all that was found until then. Ends with 0 if all checks hold.
@@ -19,8 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from tools.dev.gpu.report import render, summary
-from tools.dev.gpu.results import read
+from tools.dev.gpu.report import render_report, summarise_stages
+from tools.dev.gpu.results import read_results
 from tools.dev.gpu.stage import FAILED
 from tools.dev.gpu.stages import ROOT, STAGES, TOTAL
 
@@ -41,7 +41,7 @@ def run_stage(name: str, arguments: list[str], out: Path, limit: float) -> str:
             return f"cut off after {limit:g} s"
         finally:
             _end(process)
-    if status in (0, FAILED) and any(entry["kind"] != "note" for entry in read(out / f"{name}.jsonl")):
+    if status in (0, FAILED) and any(entry["kind"] != "note" for entry in read_results(out / f"{name}.jsonl")):
         return "failed" if status else "passed"
     return f"broke with status {status}; {name}.log says more"
 
@@ -59,7 +59,7 @@ def head(device: str) -> str:
     """What ran where."""
     import torch
 
-    card = torch.cuda.get_device_name() if device == "cuda" else "a rehearsal on the CPU: no figure here means anything"
+    card = torch.cuda.get_device_name() if device == "cuda" else "a dry run on the CPU: no figure here means anything"
     where = f"{time.strftime('%Y-%m-%d %H:%M')}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}"
     where += f", Python {platform.python_version()}, {os.cpu_count()} cores."
     command = " ".join(["tools/gpu_check.sh", *sys.argv[1:]])
@@ -98,7 +98,7 @@ def main() -> int:
         import torch
 
         if not torch.cuda.is_available():
-            parser.error("PyTorch finds no GPU here; --device cpu rehearses, `python tools/doctor.py` says more")
+            parser.error("PyTorch finds no GPU here; --device cpu is a dry run, `python tools/doctor.py` says more")
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(args.out / "work", ignore_errors=True)  # of an earlier run, as are its findings
@@ -113,9 +113,9 @@ def main() -> int:
         outcome = run_stage(name, arguments, args.out, limit) if limit > 0 else "not begun: no time was left"
         with (args.out / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "end", "outcome": outcome, "seconds": time.monotonic() - start}) + "\n")
-        (args.out / "REPORT.md").write_text(title + render(args.out))
-    files = {name: read(args.out / f"{name}.jsonl") for name in args.stages}
-    print(f"\n{summary(files)}\n{args.out / 'REPORT.md'}")
+        (args.out / "REPORT.md").write_text(title + render_report(args.out))
+    files = {name: read_results(args.out / f"{name}.jsonl") for name in args.stages}
+    print(f"\n{summarise_stages(files)}\n{args.out / 'REPORT.md'}")
     return int(any(entries[-1]["outcome"] != "passed" for entries in files.values()))
 
 

@@ -7,10 +7,10 @@ from torch import nn
 
 from models import build_detector
 from tools.dev.benchmark_peers import peer_of
-from tools.dev.gpu.models import TINY, config, size
+from tools.dev.gpu.models import TINY, config_of, image_size
 from tools.dev.gpu.results import Results
 from tools.dev.gpu.stages import Setting
-from util.measuring.benchmark import held_megabytes, peak_megabytes, times
+from util.measuring.benchmark import held_megabytes, peak_megabytes, time_repeats
 from util.measuring.flops import count_gmacs
 from util.tensors.cuda_graphs import GraphedDetector
 from util.tensors.precision import Precision, allow_tf32
@@ -49,13 +49,13 @@ class Bench:
         Memory is that of one run at its peak, beside the weights; of a graph what it holds as long as it lives.
         """
         amp, tf32 = FORMATS[format_]
-        device, shape = self.setting.device, (count, 3, *size(self.setting))
+        device, shape = self.setting.device, (count, 3, *image_size(self.setting))
         precision, images = Precision(device, amp), torch.randn(shape, device=device)
         inputs = (images, torch.ones(shape[0], *shape[2:], device=device)) if way == "theirs" else (list(images),)
         if way == "graph":
             model = GraphedDetector(model)
-        elif way == "compiled":  # in a rehearsal without generating code, which takes minutes
-            backend = "aot_eager" if self.setting.rehearsal else "inductor"
+        elif way == "compiled":  # in a dry run without generating code, which takes minutes
+            backend = "aot_eager" if self.setting.dry_run else "inductor"
             model = torch.compile(model, backend=backend, dynamic=False)
 
         def detect():
@@ -66,7 +66,7 @@ class Bench:
             allow_tf32(tf32)
             try:
                 held = held_megabytes(detect) if way == "graph" else None  # the first run is the one that records
-                seconds = times(detect, device, 2 if self.setting.rehearsal else REPEATS[count])
+                seconds = time_repeats(detect, device, 2 if self.setting.dry_run else REPEATS[count])
                 memory = peak_megabytes(detect, device) if held is None else held
             finally:
                 allow_tf32(False)
@@ -82,16 +82,16 @@ class Bench:
 def run(setting: Setting, results: Results):
     """Formats in the order in which they matter; compiled models last, since they take longest to prepare."""
     bench = Bench(setting, results)
-    detectors = {name: build_detector(config(name)).eval() for name in (TINY if setting.rehearsal else NAMES)}
-    image = [torch.empty(3, *size(setting))]
+    detectors = {name: build_detector(config_of(name)).eval() for name in (TINY if setting.dry_run else NAMES)}
+    image = [torch.empty(3, *image_size(setting))]
     gmacs = {name: count_gmacs(detector, image, inference=True) for name, detector in detectors.items()}
     detectors = {name: detector.to(setting.device) for name, detector in detectors.items()}
-    theirs = None if setting.rehearsal else peer_of(PEER).to(setting.device)
+    theirs = None if setting.dry_run else peer_of(PEER).to(setting.device)
     for format_ in FORMATS:
         for name, detector in detectors.items():
             for count in REPEATS:
                 bench.measure(name, detector, format_, count, "eager")
-                if not setting.rehearsal and (count == 1 or format_ == "bfloat16"):
+                if not setting.dry_run and (count == 1 or format_ == "bfloat16"):
                     bench.measure(name, detector, format_, count, "graph")
         for count in REPEATS:
             if theirs is not None:
@@ -102,7 +102,7 @@ def run(setting: Setting, results: Results):
 
 
 def goals(bench: Bench, gmacs: dict[str, float], format_: str, count: int):
-    """Beside transformers; and whether what is said to be faster gains in time what it gains in multiply-adds.
+    """Beside transformers; and whether what is said to be faster gains in time what it gains in MACs.
 
     As they are, and as graphs, where the host does not take part in the time.
     """
@@ -115,5 +115,5 @@ def goals(bench: Bench, gmacs: dict[str, float], format_: str, count: int):
             ratio = bench.times_as_fast((fast, format_, count, way), (slow, format_, count, way))
             if ratio is not None:
                 share = ratio / (gmacs[slow] / gmacs[fast])
-                said = f"{fast}, {where}: {ratio:.2f} times as fast as {slow}, of its multiply-adds' ratio"
+                said = f"{fast}, {where}: {ratio:.2f} times as fast as {slow}, of its MACs' ratio"
                 bench.results.goal(said, share, 0.9, at_least=True)

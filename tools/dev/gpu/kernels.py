@@ -1,11 +1,11 @@
-"""A small set of calls of the kernels, for compute-sanitizer and ncu: `python -m tools.dev.gpu.kernels --device cuda`."""
+"""A few calls of the kernels, for compute-sanitizer and ncu: `python -m tools.dev.gpu.kernels --device cuda`."""
 
 import argparse
 import sys
 
 import torch
 
-from tools.dev.benchmark_ops import SHAPES, functions, problem
+from tools.dev.benchmark_ops import SHAPES, op_functions, random_problem
 
 SMALL = ((9, 12), (5, 6), (3, 3), (1, 1))
 TYPES = ("float32", "bfloat16", "float16")
@@ -23,8 +23,8 @@ def main() -> int:
         for queries in (None,) if args.large else (None, 7):
             for deterministic in (False,) if args.large else (False, True):
                 torch.use_deterministic_algorithms(deterministic)
-                inputs = problem(2, queries, getattr(torch, dtype), args.device, shapes)
-                for (_, backend), (function, taken) in functions(args.device, dtype, False, shapes).items():
+                inputs = random_problem(2, queries, getattr(torch, dtype), args.device, shapes)
+                for (_, backend), (function, taken) in op_functions(args.device, dtype, False, shapes).items():
                     if backend == args.device:
                         leaves = [inputs[i].requires_grad_() for i in taken]
                         answer = function(*leaves)

@@ -83,7 +83,7 @@ class Training:
 def run(setting: Setting, results: Results):
     """All trainings at once: they need little of a GPU, and their speed is not what is asked."""
     deadline = time.monotonic() + setting.limit - MARGIN
-    tiny = setting.rehearsal
+    tiny = setting.dry_run
     images = setting.work / "shapes"
     if tiny:
         make_images(images)
@@ -112,7 +112,7 @@ def run(setting: Setting, results: Results):
 
 
 def make_images(folder: Path):
-    """A few images for a rehearsal."""
+    """A few images for a dry run."""
     from datasets.shapes import make_shapes
 
     make_shapes(folder, train=4, val=2)

@@ -7,14 +7,14 @@ from tools.dev.tables import all_configs
 from util.config import ConfigDict, load_config
 
 TINY = ("lite_dino_r18_shapes",)
-"""The detectors of a rehearsal."""
+"""The detectors of a dry run."""
 
 
-def config(name: str, options: Mapping | None = None) -> ConfigDict:
+def config_of(name: str, options: Mapping | None = None) -> ConfigDict:
     """A config by its name; options as of util.config.load_config."""
     return load_config(all_configs()[name], dict(options or {}))
 
 
-def size(setting: Setting) -> tuple[int, int]:
+def image_size(setting: Setting) -> tuple[int, int]:
     """Height and width of the images."""
-    return (64, 96) if setting.rehearsal else (800, 1066)
+    return (64, 96) if setting.dry_run else (800, 1066)

@@ -137,7 +137,7 @@ def compare(setting: Setting, results: Results, case: Case):
             with results.attempt(f"{case.name}, {dtype}, {name}"):
                 exact = attend(name, case, exactly, "auto")
                 poison(setting.device, 2 * max(x.numel() for x in given.values()))
-                ours = attend(name, case, there, "auto" if setting.rehearsal else "cuda")
+                ours = attend(name, case, there, "auto" if setting.dry_run else "cuda")
                 worst[name] = max(map(distance, ours, exact))
         results.row(
             "largest distance from float64, of the answer and all gradients", case=case.name, dtype=dtype, **worst
@@ -161,7 +161,7 @@ def other_ways(setting: Setting) -> Iterator[tuple[str, Callable[[], float], flo
     plain = answered(Attention(), inputs, given["grad"])
 
     def compiled() -> float:
-        backend = "aot_eager" if setting.rehearsal else "inductor"
+        backend = "aot_eager" if setting.dry_run else "inductor"
         function = torch.compile(Attention(), fullgraph=True, backend=backend)
         return max(map(distance, answered(function, inputs, given["grad"]), plain))
 
@@ -244,7 +244,7 @@ def from_outside(results: Results):
 
 def run(setting: Setting, results: Results):
     """The likely faults first, in case one of them spoils the device for what follows."""
-    for case in CASES[:3] if setting.rehearsal else CASES:
+    for case in CASES[:3] if setting.dry_run else CASES:
         compare(setting, results, case)
     for name, measure, limit in other_ways(setting):
         with results.attempt(name):

@@ -34,14 +34,14 @@ def run(setting: Setting, results: Results):
     command = [sys.executable, "-m", "tools.dev.gpu.kernels", "--device", setting.device]
     results.check("the calls themselves", _said(command)[0] == 0)
     for tool in SANITIZERS:
-        if setting.rehearsal or shutil.which("compute-sanitizer") is None:
+        if setting.dry_run or shutil.which("compute-sanitizer") is None:
             results.note(f"{tool}: there is no compute-sanitizer here, or no GPU.")
             continue
         with results.attempt(tool):
             status, said = _said(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *command])
             found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", said)
             results.check(tool, status == 0 and bool(found), "; ".join(found))
-    if setting.rehearsal or shutil.which("ncu") is None:
+    if setting.dry_run or shutil.which("ncu") is None:
         results.note("There is no ncu here, or no GPU.")
         return
     with results.attempt("ncu"):

@@ -71,7 +71,7 @@ def distance(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return difference if torch.isfinite(ours).all() else float("inf")
 
 
-def read(path: Path) -> list[dict]:
+def read_results(path: Path) -> list[dict]:
     """The lines of a stage's file; the last one may be cut off."""
     entries = []
     for line in path.read_text().splitlines():

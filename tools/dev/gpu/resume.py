@@ -18,9 +18,9 @@ HALF = "checkpoint0001.pth"
 def run(setting: Setting, results: Results):
     """Whole trainings first, all at once; then the second halves from the checkpoints between."""
     images = setting.work / "resume"
-    make_shapes(images, train=8 if setting.rehearsal else 64, val=2)
+    make_shapes(images, train=8 if setting.dry_run else 64, val=2)
     ways = {"deterministic": ["--deterministic"]}
-    if not setting.rehearsal:
+    if not setting.dry_run:
         ways |= {"as it comes": [], "deterministic, bfloat16": ["--deterministic", "--amp"]}
     folders = {way: setting.work / f"resume_{number}" for number, way in enumerate(ways)}
     whole = {way: start(setting, images, folders[way] / "whole", *flags) for way, flags in ways.items()}

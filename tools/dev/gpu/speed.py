@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tools.dev.benchmark_ops import ROUND_LOCATIONS, SHAPES, forward_only, functions, problem
+from tools.dev.benchmark_ops import ROUND_LOCATIONS, SHAPES, forward_only, op_functions, random_problem
 from tools.dev.gpu.results import Results
 from tools.dev.gpu.stages import Setting
 from tools.dev.gpu.timing import copy_rate, milliseconds
@@ -22,7 +22,7 @@ PEERS = (("classic", "float32", 2.0), ("deformops", "float32", 1.0), ("deformops
 
 def run(setting: Setting, results: Results):
     """The shapes that the goals speak of first."""
-    tiny = setting.rehearsal
+    tiny = setting.dry_run
     rate = copy_rate(setting.device, 2**20 if tiny else 2**31)
     results.row("a copy within the device", **{"GB/s, read and written": rate / 1e9})
     shapes = ((6, 8), (3, 4), (2, 2), (1, 1)) if tiny else SHAPES
@@ -40,10 +40,10 @@ def measure(
 ) -> dict[tuple[str, str, str], float]:
     """{(attention, backend, forward or backward): milliseconds} of every kernel at one size."""
     images, queries, dtype = which
-    device, repeats = setting.device, 2 if setting.rehearsal else REPEATS
+    device, repeats = setting.device, 2 if setting.dry_run else REPEATS
     size = f"{'encoder' if queries is None else f'{queries} queries'}, N={images}, {dtype}"
-    inputs, found, answers = problem(images, queries, getattr(torch, dtype), device, shapes), {}, {}
-    for (attention, backend), (function, taken) in functions(device, dtype, True, shapes).items():
+    inputs, found, answers = random_problem(images, queries, getattr(torch, dtype), device, shapes), {}, {}
+    for (attention, backend), (function, taken) in op_functions(device, dtype, True, shapes).items():
         if backend.startswith(("reference", "transformers")) and images > 2:
             continue  # many times slower, as the smaller sizes tell
         with results.attempt(f"{size}: {attention}, {backend}"):

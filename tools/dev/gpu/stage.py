@@ -1,4 +1,4 @@
-"""One stage, in the process that tools.dev.gpu starts: `python -m tools.dev.gpu.stage NAME --device cuda --out FOLDER`."""
+"""One stage, in a process of tools.dev.gpu: `python -m tools.dev.gpu.stage NAME --device cuda --out FOLDER`."""
 
 import argparse
 import importlib

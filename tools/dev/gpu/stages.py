@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]s[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Setting:
     """What a stage is told.
 
     Attributes:
-        device: "cuda"; or "cpu" for a rehearsal, in which all is as small as can be.
+        device: "cuda"; or "cpu" for a dry run, in which all is as small as can be.
         out: folder of the results; what a stage makes lies in its subfolder `work`.
         limit: seconds that the stage has.
         data: folder of BCCD in COCO's layout, or None.
@@ -51,7 +51,7 @@ class Setting:
     data: Path | None = None
 
     @property
-    def rehearsal(self) -> bool:
+    def dry_run(self) -> bool:
         """Whether this is to show that the code runs, and measures nothing."""
         return self.device == "cpu"
 

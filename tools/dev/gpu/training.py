@@ -10,15 +10,16 @@ import torch
 from datasets.loader import Batch, build_dataset, build_loader
 from datasets.shapes import make_shapes
 from models import build_criterion, build_detector
-from tools.dev.gpu.models import TINY, config, size
+from tools.dev.gpu.models import TINY, config_of, image_size
 from tools.dev.gpu.results import Results
 from tools.dev.gpu.stages import Setting
-from tools.dev.gpu.waiting import profiled, synchronisations, waiting
-from util.config.registry import call
-from util.measuring.benchmark import measure_training, peak_megabytes, times
+from tools.dev.gpu.waiting import profiled, synchronisations, waits_of_a_step
+from util.config.registry import call_with_config
+from util.measuring.benchmark import measure_training, peak_megabytes, time_repeats
 from util.tensors.image_batch import ImageBatch
 from util.tensors.precision import Precision
-from util.training.memory_check import OBJECTS, noise_batch, training_step
+from util.training.benchmark import OBJECTS, training_step
+from util.training.noise import noise_batch
 from util.training.optimizer import build_optimizer, build_schedule
 from util.training.state import TrainingState
 from util.training.stepper import Stepper
@@ -33,7 +34,7 @@ BATCHES_READ = 30
 
 def run(setting: Setting, results: Results):
     """The larger batch last: by then the smaller one is on record, should memory run out."""
-    tiny = setting.rehearsal
+    tiny = setting.dry_run
     for count in (2,) if tiny else REPEATS:
         for amp in (True, False):
             for name in TINY if tiny else NAMES:
@@ -54,19 +55,21 @@ class Steps:
     """
 
     def __init__(self, setting: Setting, name: str, count: int, amp: bool):
-        self.setting, self.name, self.count, self.cfg = setting, name, count, config(name)
+        self.setting, self.name, self.count, self.cfg = setting, name, count, config_of(name)
         self.precision = Precision(setting.device, amp)
         self.model = build_detector(self.cfg).to(setting.device).train()
         self.criterion = build_criterion(self.cfg).train()
-        self.optimizer = call(build_optimizer, self.cfg.optimizer, where=name, model=self.model, batch_size=count)
+        self.optimizer = call_with_config(
+            build_optimizer, self.cfg.optimizer, where=name, model=self.model, batch_size=count
+        )
         self.clip_norm = self.cfg.training.get("clip_norm", 0.1)
 
     def measure(self, results: Results):
         """Writes down whole steps, parts of steps, and places at which the host waits."""
-        device, repeats = self.setting.device, 1 if self.setting.rehearsal else REPEATS[self.count]
+        device, repeats = self.setting.device, 1 if self.setting.dry_run else REPEATS[self.count]
         which = {"model": self.name, "format": self.precision.name, "N": self.count}
         step = self.whole_step()
-        ms = 1e3 * statistics.median(times(step, device, repeats))
+        ms = 1e3 * statistics.median(time_repeats(step, device, repeats))
         busy, waits = profiled(step) if device == "cuda" else (float("nan"), [])
         figures = {"ms": ms, "images a second": 1e3 * self.count / ms, "peak MB": peak_megabytes(step, device)}
         more = {"share of it that the GPU is busy": busy, "waits of the host, ms": ", ".join(f"{x:.1f}" for x in waits)}
@@ -78,19 +81,19 @@ class Steps:
             results.row("where the host waits in a step", **which, place=place, often=often)
         total = found.total()
         if total > ALLOWED and device == "cuda":  # not always: an event for every operator takes seconds to read
-            for name, ms in waiting(step):
+            for name, ms in waits_of_a_step(step):
                 results.row("who waits in a step that waits too often", **which, who=name, ms=ms)
         results.check(f"{', '.join(map(str, which.values()))}: waits", total <= ALLOWED, f"{total}, at most {ALLOWED}")
 
     def whole_step(self) -> Callable[[], object]:
         """A step from a batch in page-locked memory to the numbers of the log."""
-        sizes = [size(self.setting)] * self.count
+        sizes = [image_size(self.setting)] * self.count
         images, targets = noise_batch(sizes, OBJECTS, self.cfg.model.num_classes, "cpu")
         targets = [target | {"image_id": torch.tensor(i)} for i, target in enumerate(targets)]
         batch = Batch(ImageBatch.of(images), targets, [])
         if self.setting.device == "cuda":
             batch = batch.pin_memory()
-        schedule = call(
+        schedule = call_with_config(
             build_schedule, self.cfg.schedule, where=self.name, optimizer=self.optimizer, steps_per_epoch=100
         )
         state = TrainingState(self.model, self.optimizer, schedule, self.precision.scaler, None, {}, {})
@@ -99,15 +102,17 @@ class Steps:
 
     def step_by_parts(self) -> Callable:
         """The same on images that are on the device, part by part."""
-        noise = noise_batch([size(self.setting)] * self.count, OBJECTS, self.cfg.model.num_classes, self.setting.device)
+        noise = noise_batch(
+            [image_size(self.setting)] * self.count, OBJECTS, self.cfg.model.num_classes, self.setting.device
+        )
         return training_step(self.model, self.criterion, self.optimizer, self.precision, self.clip_norm, *noise)
 
 
 def data(setting: Setting, results: Results):
     """How many images a second can be read, cropped and resized as in a training, by all cores together."""
-    folder, tiny = setting.work / "images", setting.rehearsal
+    folder, tiny = setting.work / "images", setting.dry_run
     make_shapes(folder, train=8 if tiny else 256, val=1)
-    cfg = config(NAMES[0], {"data.root": str(folder)})
+    cfg = config_of(NAMES[0], {"data.root": str(folder)})
     dataset, workers = build_dataset(cfg, "train"), min(2 if tiny else 16, os.cpu_count())
     loader = build_loader(dataset, 2, workers, pin_memory=setting.device == "cuda")
     batches = iter(loader)

@@ -74,7 +74,7 @@ def profiled(work: Callable[[], object]) -> tuple[float, list[float]]:
     return 1e-6 * busy / seconds, [event.time_range.elapsed_us() / 1e3 for event in events if event.name in WAITS]
 
 
-def waiting(work: Callable[[], object]) -> list[tuple[str, float]]:
+def waits_of_a_step(work: Callable[[], object]) -> list[tuple[str, float]]:
     """Runs `work` under PyTorch's profiler, which records operators too: the host is slower then, and waits less.
 
     Returns:

@@ -5,7 +5,7 @@
 // Layouts: value (N, S, M, D), locations (N, Q, M, K, 2), weights (N, Q, M, K), query and answer (N, Q, M, D), where
 // K = levels * points. One head of one query takes K samples; a sample is a weighted sum of four corners of D numbers.
 //
-// Work is ordered by picture, then head, then query. A thread packs the rows of its head side by side, in the type that
+// Work is ordered by image, then head, then query. A thread packs the rows of its head side by side, in the type that
 // accumulates, so that all its queries read 1/M of the values, which nearly fits a core's cache, and gradients are summed
 // without conflicts and without rounding in between; a few queries read the rows where they are. Every sample's address
 // and weight arithmetic is done first, K samples side by side; what remains is a loop over 4 * K rows of D numbers.

@@ -414,7 +414,7 @@ __global__ void __launch_bounds__(THREADS)
   if (at.active) store<T, WIDTH>(of_query, grad_query + at.row);
 }
 
-// A block for each level of each head of each picture: no other adds to its cells.
+// A block for each level of each head of each image: no other adds to its cells.
 template <typename T>
 __global__ void scatter_in_order_kernel(const Problem p, const T* __restrict__ rows, const float* __restrict__ locations,
                                         const float* __restrict__ factors, float* __restrict__ buffer) {

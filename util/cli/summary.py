@@ -1,16 +1,43 @@
 """What a training or an evaluation is about to do, as one table."""
 
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
-from util.cli.options import images_per_step
+from util.cli.options import output_folder
 from util.processes.distributed import world_size
 from util.tensors.precision import Precision
+from util.training.options import images_per_step
+from util.training.state import TrainingState
 
-WIDTH = 100
-"""Characters that a list of names may take."""
+
+def introduction(
+    args: Namespace,
+    cfg: Mapping,
+    detector: nn.Module,
+    data: list[str],
+    precision: Precision,
+    kernels: tuple[str, ...],
+    state: TrainingState | None = None,
+) -> str:
+    """A table for people.
+
+    Args:
+        data: a line for each split.
+        kernels: which there are of deformable attention.
+        state: of a training; None where nothing is trained.
+    """
+    rows = {
+        "model": describe_model(args.config_file, cfg["model"], detector),
+        "data": [*data, *describe_sizes(cfg["data"])],
+        **({} if state is None else {"schedule": describe_schedule(cfg, state)}),
+        "device": describe_device(precision, args.num_workers),
+        "kernels": f"of deformable attention: {', '.join(kernels)}",
+        "output": str(output_folder(args)),
+    }
+    return f"{'evaluation' if state is None else 'training'}\n{format_table(rows)}"
 
 
 def describe_model(title: str, node: Mapping, detector: nn.Module) -> list[str]:
@@ -44,51 +71,28 @@ def _millions(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}"
 
 
-def describe_names(names: list[str]) -> str:
-    """How many classes, and as many of their names as fit."""
-    shown = []
-    for name in names:
-        if len(", ".join([*shown, name])) > WIDTH:
-            break
-        shown.append(name)
-    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
-    return f"{len(names)}: {', '.join(shown)}{more}"
-
-
-def describe_data(splits: list[str], names: list[str], data: Mapping) -> list[str]:
-    """The splits, the classes and the sizes of pictures.
-
-    Args:
-        splits: a line for each.
-        names: of the classes.
-        data: the section of the config.
-    """
+def describe_sizes(data: Mapping) -> list[str]:
+    """To which sizes images are brought, by the section `data` of the config."""
     sizes = []
     if augment := data.get("augment"):
         shortest, longest = min(augment["scales"]), max(augment["scales"])
         sizes.append(f"in training {shortest} to {longest}, longer side at most {augment['max_size']}")
     if resize := data.get("resize"):
         sizes.append(f"in evaluation {resize['scale']}, at most {resize['max_size']}")
-    return [*splits, f"classes {describe_names(names)}", f"shorter side in pixels: {'; '.join(sizes)}"]
+    return [f"shorter side in pixels: {'; '.join(sizes)}"]
 
 
-def describe_schedule(cfg: Mapping, steps: int, accumulate: int, groups: list[dict]) -> list[str]:
-    """Length, images of a step, learning rates, and the images of a step that these are meant for.
-
-    Args:
-        cfg: the config.
-        steps: optimiser steps of an epoch.
-        accumulate: batches of a step.
-        groups: of the optimiser.
-    """
-    batch, epochs = cfg["data"]["batch_size"], cfg["schedule"]["epochs"]
+def describe_schedule(cfg: Mapping, state: TrainingState) -> list[str]:
+    """Length, images of a step, learning rates, and the images of a step that these are meant for."""
+    order, epochs, groups = state.data_order, cfg["schedule"]["epochs"], state.optimizer.param_groups
+    batch, accumulate = order["batch_size"], order["accumulate"]
     images = images_per_step(cfg, accumulate)
     product = f"batch of {batch} x {world_size()} processes x {accumulate} accumulated"
     rates = [group.get("max_lr", group["initial_lr"]) for group in groups]
     listed = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
     kind = cfg["schedule"].get("kind", "step")
     return [
-        f"{epochs} epochs of {steps} steps; {images} images a step ({product})",
+        f"{epochs} epochs of {order['steps_per_epoch']} steps; {images} images a step ({product})",
         f"learning rate {listed}, {kind}{_meant_for(cfg['optimizer'], images)}",
     ]
 
@@ -111,7 +115,7 @@ def describe_device(precision: Precision, workers: int) -> str:
     return f"{world_size()} x {name}, {precision.name}, {threads}; PyTorch {torch.__version__}"
 
 
-def table(rows: Mapping[str, str | list[str]]) -> str:
+def format_table(rows: Mapping[str, str | list[str]]) -> str:
     """Headings with their lines beside them."""
     width = max(map(len, rows)) + 2
     lines = []

@@ -1,0 +1,55 @@
+"""From a config to a training that stands at its beginning."""
+
+from torch import nn
+from torch.amp import GradScaler
+
+from util.config import ConfigDict, node_location
+from util.config.registry import call_with_config
+from util.processes.distributed import world_size
+from util.training.optimizer import build_ema, build_optimizer, build_schedule
+from util.training.options import TrainingOptions, images_per_step
+from util.training.state import TrainingState
+
+
+def build_training_optimizer(model: nn.Module, cfg: ConfigDict, options: TrainingOptions):
+    """The optimizer of a config's section `optimizer`; its learning rate may follow the images of a step."""
+    images = images_per_step(cfg, options.accumulate)
+    return call_with_config(
+        build_optimizer, cfg.optimizer, where=node_location(cfg, "optimizer"), model=model, batch_size=images
+    )
+
+
+def build_training_state(
+    model: nn.Module, cfg: ConfigDict, options: TrainingOptions, scaler: GradScaler, metadata: dict, **data: int
+) -> TrainingState:
+    """A model with the optimizer, the schedule and the EMA that its config asks for.
+
+    Args:
+        model: on its device, with the weights that it starts from.
+        scaler: see util.tensors.precision.
+        metadata: see TrainingState.
+        data: dataset_size, batches (of an epoch) and seed.
+
+    Raises:
+        ConfigError: one of the sections is wrong.
+    """
+    order = {
+        "dataset_size": data["dataset_size"],
+        "batch_size": cfg.data.batch_size,
+        "accumulate": options.accumulate,
+        "world_size": world_size(),
+        "seed": data["seed"],
+        "steps_per_epoch": -(-data["batches"] // options.accumulate),
+    }
+    optimizer = build_training_optimizer(model, cfg, options)
+    schedule = call_with_config(
+        build_schedule,
+        cfg.schedule,
+        where=node_location(cfg, "schedule"),
+        optimizer=optimizer,
+        steps_per_epoch=order["steps_per_epoch"],
+    )
+    ema = None
+    if options.ema:
+        ema = call_with_config(build_ema, options.ema, where=node_location(cfg, "training.ema"), model=model)
+    return TrainingState(model, optimizer, schedule, scaler, ema, metadata, order)
