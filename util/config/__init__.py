@@ -8,10 +8,10 @@ from util.config.files import (
     load_config,
     merge_configs,
     nearest_name,
+    node_location,
     parse_config,
     parse_options,
     parse_value,
-    node_location,
 )
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "load_config",
     "merge_configs",
     "nearest_name",
+    "node_location",
     "parse_config",
     "parse_options",
     "parse_value",
-    "node_location",
 ]

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import addict
 
+from util.config.former_names import current_path, with_current_names
+
 WORD = re.compile(r"[\w./:~+-]+")
 CONSTANTS = {"true": True, "false": False, "none": None}
 
