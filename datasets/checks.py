@@ -62,9 +62,9 @@ class Judgement:
 def judge_objects(listing: Listing) -> Judgement:
     """Says which objects make sense. One that is wrong in several ways counts for the first."""
     order = np.argsort(listing.image_ids, kind="stable")
-    found = np.searchsorted(listing.image_ids, listing.images, sorter=order).clip(max=len(order) - 1)
+    found = np.searchsorted(listing.image_ids, listing.object_image_ids, sorter=order).clip(max=len(order) - 1)
     rows = order[found]
-    known = listing.image_ids[rows] == listing.images
+    known = listing.image_ids[rows] == listing.object_image_ids
     heights, widths = listing.sizes[rows].T
     low, high = listing.boxes[:, :2], listing.boxes[:, :2] + listing.boxes[:, 2:]
     outside = (high <= 0).any(1) | (low[:, 0] >= widths) | (low[:, 1] >= heights)
@@ -96,7 +96,9 @@ def category_ids(listing: Listing) -> list[int]:
 
 def object_name(listing: Listing, row: int, image: int) -> str:
     """How messages call an object."""
-    key, category, image_id = (int(column[row]) for column in (listing.ids, listing.category_ids, listing.images))
+    key, category, image_id = (
+        int(column[row]) for column in (listing.ids, listing.category_ids, listing.object_image_ids)
+    )
     own = f"object {key}" if key >= 0 else f"annotations[{listing.places[row]}]"
     known = listing.image_ids[image] == image_id
     place = listing.names[image].decode(errors="replace") if known else f"image {image_id}"

@@ -30,7 +30,7 @@ class Listing:
         names: (I,) file names, as bytes.
         sizes: (I, 2) int32, height and width; 0 where the file does not say.
         places: (A,) int64: which entry of the list `annotations` an object is.
-        ids, images, category_ids: (A,) int64: its own id, -1 for none; the id of its image; of its category.
+        ids, object_image_ids, category_ids: (A,) int64: its own id, -1 for none; the id of its image; of its category.
         boxes: (A, 4) float64, x, y, width, height in pixels.
         areas: (A,) float64, width * height where the file does not say.
         crowd: (A,) bool.
@@ -44,7 +44,7 @@ class Listing:
     sizes: np.ndarray
     places: np.ndarray
     ids: np.ndarray
-    image_rows: np.ndarray
+    object_image_ids: np.ndarray
     category_ids: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
@@ -158,7 +158,7 @@ def _images(file: Path, columns: _Columns) -> tuple[np.ndarray, ...]:
 
 
 def _objects(columns: _Columns, taken: np.ndarray) -> tuple[np.ndarray, ...]:
-    """places, ids, images, category_ids, boxes, areas, crowd; unusable."""
+    """places, ids, object_image_ids, category_ids, boxes, areas, crowd; unusable."""
     usable = np.array(columns.usable, dtype=bool)
     places = taken.nonzero()[0]
     numbers = np.array(columns.numbers).reshape(-1, 5)

@@ -247,7 +247,7 @@ def _joined(converted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone of an SCRL checkpoint's online network, under torchvision's key names; the rest is left out."""
+    """The backbone of an SCRL checkpoint's online network, under torchvision's key names; the rest is skipped."""
     converted = {}
     for key, value in state_dict.items():
         if key.startswith("encoder."):

@@ -136,7 +136,7 @@ def load_for_finetuning(
     Args:
         source: a file or a URL.
         family: as in `our_names`.
-        ignored: weights whose name, official or ours, contains one of these are left out.
+        ignored: weights whose name, official or ours, contains one of these are skipped.
         categories: what the detector is to find, as a checkpoint of ours says it.
 
     Raises:
@@ -167,18 +167,18 @@ def load_for_finetuning(
 
 
 def _table(detector: nn.Module, loaded: list[str], problems: dict[str, list[str]]) -> str:
-    """How many weights of each part were loaded, stay as initialised, or are in the file alone; names of the latter."""
+    """How many weights of each part were loaded, stay as initialised, or are skipped; names of those that were not loaded."""
     ours = [key for key in detector.state_dict() if not key.endswith("num_batches_tracked")]
     counts = [Counter(key.split(".")[0] for key in keys) for keys in (loaded, set(ours) - set(loaded))]
-    lines = [f"{'':<12}{'loaded':>8}{'new':>8}"]
+    lines = [f"{'':<12}{'loaded':>8}{'re-initialised':>16}"]
     lines += [
-        f"{part:<12}{counts[0][part]:>8}{counts[1][part]:>8}" for part in dict.fromkeys(k.split(".")[0] for k in ours)
+        f"{part:<12}{counts[0][part]:>8}{counts[1][part]:>16}" for part in dict.fromkeys(k.split(".")[0] for k in ours)
     ]
     titles = {
-        "mis-shaped": "new, since their shapes differ",
-        "missing": "new, since the file lacks them",
-        "ignored": "left out by --finetune_ignore",
-        "unexpected": "in the file alone",
+        "mis-shaped": "re-initialised, since their shapes differ",
+        "missing": "re-initialised, since the file lacks them",
+        "ignored": "skipped by --finetune_ignore",
+        "unexpected": "skipped, since this model has no such weights",
     }
     for kind, title in titles.items():
         names = Counter(re.sub(r"\.\d+(?=\.)", ".*", key) for key in problems[kind])

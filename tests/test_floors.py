@@ -7,6 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+GROUND = ("config", "processes", "tensors")
+"""The rooms of util that stand on none."""
+
 # Who may import whom, longest prefix first. A folder may always import itself, unless it is a part.
 STANDS_ON = {
     "main": {"util", "datasets", "engine", "models"},
@@ -27,8 +30,18 @@ STANDS_ON = {
     "models.faster_rcnn": {"models.registry", "util"},
     "models.official_keys": {"util"},
     "models": {"models", "util"},
-    "util": set(),
-    "tools": {"main", "engine", "datasets", "models", "util"},
+    "tools.dev": {"tools", "datasets", "models", "util"},
+    "tools": {"tools.lib", "datasets", "models", "util"},
+    "tools.lib": {"datasets", "models", "util"},
+    "util.cli": {f"util.{room}" for room in ("checkpoints", "config", "processes", "reporting", "tensors", "training")},
+    "util.training": {f"util.{room}" for room in (*GROUND, "checkpoints", "measuring", "reporting")},
+    "util.reporting": {"util.processes"},
+    "util.checkpoints": {"util.processes"},
+    "util.measuring": {"util.tensors"},
+    "util.processes": set(),
+    "util.tensors": set(),
+    "util.config": set(),
+    "util": {"util.measuring"},  # util/flops.py
 }
 OURS = {"main", "engine", "datasets", "models", "util", "tools"}
 

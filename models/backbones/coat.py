@@ -164,6 +164,6 @@ class CoaT(nn.Module):
         return self.pretrained
 
     def load_pretrained(self, state_dict: dict[str, Tensor]):
-        """Takes weights under the authors' key names; what only the classifier needs is left out."""
+        """Takes weights under the authors' key names; what only the classifier needs is skipped."""
         unused = ("norm1.", "norm2.", "norm3.", "norm4.", "head.", "aggregate.")
         self.load_state_dict({k: v for k, v in state_dict.items() if not k.startswith(unused) and not TIED.match(k)})

@@ -194,7 +194,7 @@ class MPViT(nn.Module):
         return self.pretrained
 
     def load_pretrained(self, state_dict: dict[str, Tensor]):
-        """Takes weights under the authors' key names; the classifier is left out."""
+        """Takes weights under the authors' key names; the classifier is skipped."""
         self.load_state_dict(
             {k: v for k, v in state_dict.items() if not k.startswith("cls_head.") and not TIED.match(k)}
         )

@@ -168,6 +168,6 @@ class ResNet(nn.Module):
         return named[self.pretrained].url if self.pretrained in named else self.pretrained
 
     def load_pretrained(self, state_dict: dict[str, Tensor]):
-        """Takes weights under torchvision's key names; the classifier and unused stages are left out."""
+        """Takes weights under torchvision's key names; the classifier and unused stages are skipped."""
         unused = ("fc.", *(f"layer{stage}." for stage in range(self.stages[-1] + 1, 5)))
         self.body.load_state_dict({key: value for key, value in state_dict.items() if not key.startswith(unused)})

@@ -252,7 +252,7 @@ class SwinTransformer(nn.Module):
 
     def load_pretrained(self, state_dict: dict[str, Tensor]):
         """Takes weights under the authors' key names. The norms of the returned stages, which a classifier lacks, stay
-        as they are; its head, its index tables and stages that are not used are left out.
+        as they are; its head, its index tables and stages that are not used are skipped.
         """
         last = len(self.layers)
         unused = ("head.", "norm.", f"layers.{last - 1}.downsample.", *(f"layers.{i}." for i in range(last, 4)))

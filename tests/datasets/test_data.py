@@ -228,7 +228,7 @@ def test_turned_images_are_read_as_their_listed_size_says(folder, turn, format):
 
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]), st.integers(0, 10**6), st.integers(0, 255))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_file_is_a_image_or_a_corrupt_image(folder, format, place, byte):
+def test_a_damaged_file_is_an_image_or_a_corrupt_image(folder, format, place, byte):
     root, buffer = folder(), io.BytesIO()
     Image.fromarray(QUARTERS).save(buffer, format)
     damaged = bytearray(buffer.getvalue())

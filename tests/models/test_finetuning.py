@@ -57,7 +57,7 @@ def test_other_classes_start_anew_with_their_prior_and_all_else_is_loaded(family
     for key in fresh:
         value = new.state_dict()[key]
         assert key.endswith("bias") or 0.01 < value.std() < 1.5
-    assert f"new, since their shapes differ ({len(fresh)})" in caplog.text
+    assert f"re-initialised, since their shapes differ ({len(fresh)})" in caplog.text
     assert "class_embed.bias (" in caplog.text
 
 
@@ -73,8 +73,8 @@ def test_the_table_counts_by_part_and_names_what_is_new(checkpoint, caplog):
     assert rows["encoder"][1] == "0"
     assert rows["queries"][1] == "3"  # bias and weight of the proposals' classes, and the labels
     assert "lacks them (1): neck.level_embed" in caplog.text
-    assert "left out by --finetune_ignore (1): queries.label_embed.weight" in caplog.text
-    assert "in the file alone (1): odd.weight" in caplog.text
+    assert "skipped by --finetune_ignore (1): queries.label_embed.weight" in caplog.text
+    assert "skipped, since this model has no such weights (1): odd.weight" in caplog.text
 
 
 def test_nothing_that_fits_is_an_error(checkpoint):

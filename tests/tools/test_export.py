@@ -105,8 +105,8 @@ def test_families_answer_the_same_under_onnxruntime(tmp_path):
     model, images, path = Together().eval(), make_image(*SIZE)[None], tmp_path / "all.onnx"
     write_onnx(capture(model, images), path, {}, ("images", *model.outputs), OPSET)
     with torch.no_grad():
-        answers, mirrored = (model(x) for x in (images, images.flip(-1)))
-    for name, found, wanted, other in zip(model.outputs, run_file(path, images), answers, mirrored, strict=True):
+        answers, flipped = (model(x) for x in (images, images.flip(-1)))
+    for name, found, wanted, other in zip(model.outputs, run_file(path, images), answers, flipped, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
         assert (wanted - other).abs().max() > 10 * TOLERANCE, f"{name} does not look at the image"
 

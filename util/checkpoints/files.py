@@ -190,16 +190,16 @@ def load_matching_weights(model: nn.Module, weights: dict[str, Tensor], ignored:
     """Fills what fits and leaves the rest as initialised, for fine-tuning.
 
     Args:
-        ignored: weights whose name contains one of these are left out.
+        ignored: weights whose name contains one of these are skipped.
 
     Returns:
         keys by what became of them: missing, unexpected, mis-shaped, ignored.
     """
-    left_out = [key for key in weights if any(part in key for part in ignored)]
-    weights = {key: value for key, value in weights.items() if key not in left_out}
+    skipped = [key for key in weights if any(part in key for part in ignored)]
+    weights = {key: value for key, value in weights.items() if key not in skipped}
     problems = compare_keys(model, weights)
-    problems["ignored"] = left_out
-    problems["missing"] = [key for key in problems["missing"] if key not in left_out]
+    problems["ignored"] = skipped
+    problems["missing"] = [key for key in problems["missing"] if key not in skipped]
     current = model.state_dict()
     fitting = {k: v for k, v in weights.items() if k in current and v.shape == current[k].shape}
     model.load_state_dict(fitting, strict=False)

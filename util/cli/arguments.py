@@ -57,7 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="with --pretrain_model_path: leave out weights whose names contain one of these",
+        help="with --pretrain_model_path: skip weights whose names contain one of these",
     )
 
     task = parser.add_argument_group("task (default: train)")

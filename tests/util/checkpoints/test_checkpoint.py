@@ -253,8 +253,8 @@ def test_finetuning_takes_what_fits(tmp_path, caplog):
     detector = build_detector(load_config(CONFIG, {"model.num_classes": 3}))
     bias = detector.queries.base.head.class_embed.bias.clone()
     load_for_finetuning(detector, str(tmp_path / "seven.pth"), None, ["label_embed"])
-    assert "new, since their shapes differ (8)" in caplog.text
-    assert "left out by --finetune_ignore (1): queries.label_embed.weight" in caplog.text
+    assert "re-initialised, since their shapes differ (8)" in caplog.text
+    assert "skipped by --finetune_ignore (1): queries.label_embed.weight" in caplog.text
     assert torch.equal(detector.queries.base.head.class_embed.bias, bias)
     assert torch.equal(detector.encoder.layers[0].linear1.weight, source.encoder.layers[0].linear1.weight)
 

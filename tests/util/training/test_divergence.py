@@ -72,7 +72,7 @@ def unchanged(before, state):
     return all(torch.equal(value, before[name]) for name, value in snapshot(state).items())
 
 
-def test_a_image_that_is_not_finite_spoils_nothing(caplog, recwarn):
+def test_an_image_that_is_not_finite_spoils_nothing(caplog, recwarn):
     """Weights, average, running statistics and schedule stay; ids, terms and the first module are named."""
     steps = stepper()
     before, bad = snapshot(steps.state), torch.randn(2, 3, 8, 8)
