@@ -167,7 +167,7 @@ def load_for_finetuning(
 
 
 def _table(detector: nn.Module, loaded: list[str], problems: dict[str, list[str]]) -> str:
-    """How many weights of each part were loaded, stay as initialised, or are skipped; names of those that were not loaded."""
+    """How many weights of each part were loaded and re-initialised; names of those that were not loaded."""
     ours = [key for key in detector.state_dict() if not key.endswith("num_batches_tracked")]
     counts = [Counter(key.split(".")[0] for key in keys) for keys in (loaded, set(ours) - set(loaded))]
     lines = [f"{'':<12}{'loaded':>8}{'re-initialised':>16}"]
