@@ -116,6 +116,11 @@ def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, st
     return name, None
 
 
+def read_benchmark(path: Path) -> dict:
+    """benchmark.json of a run; in older ones images were called pictures."""
+    return json.loads(path.read_text().replace('"pictures_per_second"', '"images_per_second"'))
+
+
 def build_report(
     output_dir: Path, cfg: ConfigDict, dataset: DetectionDataset, detections: np.ndarray, score: float, images: int
 ) -> str:
@@ -152,7 +157,7 @@ def build_report(
         worst=[card for card in cards[1] if card],
         unreadable=sum(card is None for some in cards for card in some),
         training=training_curves(output_dir / "log.txt"),
-        benchmark=json.loads(benchmark.read_text()) if benchmark.is_file() else None,
+        benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
         benchmark_command=command(output_dir, cfg, "--benchmark_only"),
         config=(output_dir / "config.py").read_text(),
         **score_parts(analysis),
@@ -211,16 +216,23 @@ def read_inputs(output_dir: Path, coco_path: str | None) -> tuple[ConfigDict, De
     return cfg, dataset, read_results(results, dataset.annotations)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 when something is missing."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or a list of words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("output_dir", type=Path, metavar="OUTPUT_DIR")
     add("--coco_path", metavar="DIR", help="where the data is now (default: as the config says)")
     add("--score", type=float, default=0.3, metavar="S", help="of detections that are shown and counted (default: 0.3)")
-    add("--num_images", type=int, default=6, metavar="N", help="of the best and of the worst (default: 6)")
+    add(
+        "--num_images", "--pictures", type=int, default=6, metavar="N", help="of the best and of the worst (default: 6)"
+    )
     add("--out", type=Path, metavar="FILE", help="default: OUTPUT_DIR/report.html")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 when something is missing."""
+    args = parse_arguments(arguments)
     try:
         inputs = read_inputs(args.output_dir, args.coco_path)
     except (MissingInputError, ConfigError, ValueError) as error:

@@ -119,7 +119,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     one.set_defaults(command=look_at_images)
     other = commands.add_parser("browse", parents=[shared], help="what a detector is trained on")
     other.add_argument("--coco_path", help="the data's folder")
-    other.add_argument("--num_images", type=int, default=24)
+    other.add_argument("--num_images", "--pictures", type=int, default=24)
     other.add_argument("--epochs", type=int, default=3, help="variants of each")
     other.add_argument("--rows", type=int, default=8, help="images on one sheet")
     other.add_argument("--seed", type=int, default=42)

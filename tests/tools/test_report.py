@@ -328,7 +328,7 @@ def test_numbers_that_contradict_each_other_are_said(evaluated, tmp_path, capsys
             | {"size": [64, 96], "device": "CPU", "dtype": "float32"}
             | {
                 "batches": {
-                    "1": {"latency_ms": 5.0, "latency_ms_p95": 6.0, "images_per_second": 200.0, "peak_mb": None}
+                    "1": {"latency_ms": 5.0, "latency_ms_p95": 6.0, "pictures_per_second": 200.0, "peak_mb": None}
                 }
             }
         )

@@ -19,7 +19,7 @@ from util.training.optimizer import build_ema, build_schedule
 from util.training.state import TrainingState, random_state
 from util.training.stepper import Stepper, TrainingDivergedError
 
-PLACE = {"steps_per_epoch": 4}
+ORDER = {"steps_per_epoch": 4}
 
 
 class Model(nn.Module):
@@ -59,7 +59,7 @@ def stepper(patience=3, accumulate=1, scaler=None):
         precision.scaler = scaler
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
     schedule = build_schedule(optimizer, 4, 2, warmup_steps=4)
-    state = TrainingState(model, optimizer, schedule, precision.scaler, build_ema(model, 0.9), {}, PLACE)
+    state = TrainingState(model, optimizer, schedule, precision.scaler, build_ema(model, 0.9), {}, ORDER)
     return Stepper(model, Criterion(), state, precision, 0.1, accumulate, patience)
 
 

@@ -270,15 +270,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "a.pth")["epoch"] == 1
 
 
-PLACE = {"processes": 1, "batch_size": 2, "accumulate": 1, "steps_per_epoch": 5}
+ORDER = {"dataset_size": 10, "world_size": 1, "batch_size": 2, "accumulate": 1, "steps_per_epoch": 5}
 
 
-def training(kind, place=PLACE, epochs=4, **more):
+def training(kind, order=ORDER, epochs=4, **more):
     """A state of a training of one weight; `steps` takes steps of it."""
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters(), 0.5)
-    schedule = build_schedule(optimizer, place["steps_per_epoch"], epochs, kind=kind, **more)
-    return TrainingState(model, optimizer, schedule, torch.amp.GradScaler(enabled=False), None, {}, place)
+    schedule = build_schedule(optimizer, order["steps_per_epoch"], epochs, kind=kind, **more)
+    return TrainingState(model, optimizer, schedule, torch.amp.GradScaler(enabled=False), None, {}, order)
 
 
 def steps(state, count, skipped=()):
@@ -290,7 +290,7 @@ def steps(state, count, skipped=()):
         if number not in skipped:
             state.optimizer.step()
             state.schedule.step()
-        if state.batch == state.place["steps_per_epoch"]:
+        if state.batch == state.data_order["steps_per_epoch"]:
             state.finish_epoch()
     return rates
 
@@ -305,13 +305,13 @@ SCHEDULES = {"step": {"drop": (1, 2), "warmup_steps": 3}, "cosine": {}, "onecycl
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("changed", [{"processes": 2}, {"batch_size": 4}, {"accumulate": 2}])
+@pytest.mark.parametrize("changed", [{"world_size": 2}, {"batch_size": 4}, {"accumulate": 2}])
 @pytest.mark.parametrize("skipped", [(), (1, 6)])
 def test_a_schedule_goes_back_with_its_epoch(kind, changed, skipped, recwarn):
     whole, before = training(kind, **SCHEDULES[kind]), training(kind, **SCHEDULES[kind])
     rates = steps(whole, 20)
     steps(before, 8, skipped)
-    state = gone_on(before, training(kind, PLACE | changed, **SCHEDULES[kind]))
+    state = gone_on(before, training(kind, ORDER | changed, **SCHEDULES[kind]))
     assert (state.epoch, state.batch, state.step, state.schedule.last_epoch) == (1, 0, 5, 5)
     assert state.schedule.get_last_lr() == [rates[5]]
     assert steps(state, 15) == rates[5:]
@@ -342,8 +342,8 @@ def test_the_first_step_after_a_change_of_the_schedule_is_of_the_new_one(kind):
     longer = training(kind, epochs=9, **SCHEDULES[kind])
     expected = steps(training(kind, epochs=9, **SCHEDULES[kind]), 45)[10]
     assert gone_on(before, longer).optimizer.param_groups[0]["lr"] == expected
-    halved = training(kind, PLACE | {"steps_per_epoch": 3}, **SCHEDULES[kind])
-    expected = steps(training(kind, halved.place, **SCHEDULES[kind]), 12)[6]
+    halved = training(kind, ORDER | {"steps_per_epoch": 3}, **SCHEDULES[kind])
+    expected = steps(training(kind, halved.data_order, **SCHEDULES[kind]), 12)[6]
     assert gone_on(before, halved).optimizer.param_groups[0]["lr"] == expected
     assert gone_on(before, training(kind, epochs=1, **SCHEDULES[kind])).epoch == 2  # nothing is left to do
 
@@ -378,6 +378,24 @@ def test_corrupt_images_go_on_being_counted_in_one_process(monkeypatch, main, co
     before.corrupt_images = 3
     monkeypatch.setattr(util.training.state, "is_main", lambda: main)
     assert gone_on(before, training("step")).corrupt_images == corrupt
+
+
+def test_a_checkpoint_with_the_former_names_goes_on():
+    """Older ones speak of pictures, broken ones and processes."""
+    before = training("step")
+    steps(before, 2)
+    before.corrupt_images = 3
+    content = before.state_dict()
+    content["broken"] = content.pop("corrupt_images")
+    order = content["sampler"]
+    content["sampler"] = {"processes": order.pop("world_size"), "pictures": order.pop("dataset_size"), **order}
+    state = training("step")
+    state.load_state_dict(content, "a.pth")
+    assert (state.batch, state.corrupt_images) == (before.batch, 3)
+    content["sampler"]["pictures"] += 1  # another data set: the epoch begins anew
+    state = training("step")
+    state.load_state_dict(content, "a.pth")
+    assert state.batch == 0
 
 
 def test_a_sampler_goes_on_where_it_was():
