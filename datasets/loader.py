@@ -31,7 +31,7 @@ LAYOUTS = """expected one of
   {root}/images/{images}/     images
 and {root}/{annotations}.
 Give the folder with --coco_path, or name your own paths in the config: data.{split}.images, data.{split}.annotations.
-With --coco_path shapes, synthetic shapes are used."""
+With --coco_path shapes, the synthetic shapes dataset is made and used."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""An image generator: a data set in COCO format for when no data is at hand.
+"""The synthetic shapes dataset, in COCO format, for when no data is at hand.
 
 usage: python -m datasets.shapes FOLDER [--train N] [--val N] [--seed N]
 

@@ -35,7 +35,7 @@ CONFIG = "config/small/lite_dino_r18_shapes.py"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Eight training and four other synthetic shapes."""
+    """Eight training and four other images of synthetic shapes."""
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=8, val=4)
     return root

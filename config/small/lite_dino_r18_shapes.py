@@ -1,4 +1,4 @@
-"""A small Lite-DINO for synthetic shapes: ResNet-18 from scratch, three levels of which the coarsest
+"""A small Lite-DINO for the synthetic shapes dataset: ResNet-18 from scratch, three levels of which the coarsest
 is made by the neck, minutes on a laptop's CPU.
 
 python main.py -c config/small/lite_dino_r18_shapes.py
