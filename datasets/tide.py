@@ -138,7 +138,7 @@ def find_errors(annotations: Annotations, detections: np.ndarray, matches: Match
     """Tells what kind of error every false positive is.
 
     Args:
-        annotations: the truth.
+        annotations: the ground truth.
         detections: (D, 7) rows of `CocoEvaluator.detections`.
         matches: at IoU 0.5.
     """

@@ -31,8 +31,8 @@ def convert(source: Path, target: Path, averaged: bool = False):
     weights = ema_weights(content) if averaged else model_weights(content)
     if not weights:
         raise CheckpointError(f"{source}: holds no {'EMA' if averaged else 'weights'}")
-    facts = {name: content[name] for name in ("config", "categories", "versions") if name in content}
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+    metadata = {name: content[name] for name in ("config", "categories", "versions") if name in content}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     # Tied weights share their memory, which the format does not know: each gets its own.
     save_file(
         {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}, target, texts

@@ -127,17 +127,17 @@ def capture(model: OnImages | OnImage, example: Tensor) -> torch.export.Exported
         return torch.export.export(model.eval(), (example,), dynamic_shapes=free)
 
 
-def write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict):
-    """A .pt2 file for torch.export.load; the facts lie beside the program as facts.json."""
-    torch.export.save(program, path, extra_files={"facts.json": json.dumps(facts)})
+def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict):
+    """A .pt2 file for torch.export.load; the metadata lie beside the program as facts.json."""
+    torch.export.save(program, path, extra_files={"facts.json": json.dumps(metadata)})
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict, names: tuple[str, ...], opset: int):
-    """An ONNX file; the facts are in its metadata."""
+def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict, names: tuple[str, ...], opset: int):
+    """An ONNX file; the metadata are in its metadata."""
     # The optimiser of onnxscript has left programs with undefined names; onnxruntime has its own.
     options = {"optimize": False, "opset_version": opset, "verbose": False}
     exported = torch.onnx.export(program, dynamo=True, input_names=names[:1], output_names=names[1:], **options)
-    exported.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    exported.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     exported.save(path)
 
 
@@ -153,22 +153,22 @@ def run_file(path: Path, example: Tensor) -> list[Tensor]:
     return [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: example.numpy()})]
 
 
-def export(model: OnImages | OnImage, example: Tensor, path: Path, facts: dict, opset: int = OPSET) -> float:
+def export(model: OnImages | OnImage, example: Tensor, path: Path, metadata: dict, opset: int = OPSET) -> float:
     """Writes a program, runs what was written, and compares.
 
     Args:
         example: what the model takes; all but an image's height and width are fixed by it.
         path: .onnx or .pt2.
-        facts: plain values by name that go into the file: the classes' names, the size.
+        metadata: plain values by name that go into the file: the classes' names, the size.
 
     Returns:
         how far the program's answers on the example are from the model's, see `difference`.
     """
     program = capture(model, example)
     if path.suffix == ".pt2":
-        write_pt2(program, path, facts)
+        write_pt2(program, path, metadata)
     else:
-        write_onnx(program, path, facts, ("image" if example.dim() == 3 else "images", *model.outputs), opset)
+        write_onnx(program, path, metadata, ("image" if example.dim() == 3 else "images", *model.outputs), opset)
     with torch.no_grad():
         return difference(run_file(path, example), model(example), _side(example))
 
@@ -244,9 +244,9 @@ def main(args: argparse.Namespace) -> int:
         model = OnImages(restored.detector)
         waves = (example_image(*size).permute(2, 0, 1) / 255 - 0.45) / 0.225
         example = torch.stack([waves * (1 - 0.1 * i) for i in range(args.batch_size)])
-    facts = {"size": size, "names": restored.categories["names"] if restored.categories else []}
+    metadata = {"size": size, "names": restored.categories["names"] if restored.categories else []}
     try:
-        apart = export(model, example, args.output, facts, args.opset)
+        apart = export(model, example, args.output, metadata, args.opset)
     except ModuleNotFoundError as error:
         print(f"{args.output}: {error}; pip install onnx onnxscript onnxruntime")
         return 1

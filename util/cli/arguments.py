@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     data = parser.add_argument_group("data")
     add = data.add_argument
-    add("--coco_path", metavar="DIR", help="folder of the data; 'shapes' makes the synthetic shapes dataset (data.root)")
+    add("--coco_path", metavar="DIR", help="folder of the data; 'shapes': the synthetic shapes dataset (data.root)")
     add("--batch_size", type=_at_least(1), metavar="N", help="training images per process (data.batch_size)")
     add("--num_workers", type=_at_least(0), default=2, metavar="N", help="processes that load images (default: 2)")
     add("--cache_mode", action="store_true", help="keep the encoded images in memory")

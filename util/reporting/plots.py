@@ -42,7 +42,7 @@ def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Pa
     """Writes one image of many: each detection on the left, with its ground truth on the right.
 
     Args:
-        rows: image, detections, truth.
+        rows: image, detections, ground truth.
         path: of the PNG.
         columns: pairs beside each other.
     """
