@@ -128,12 +128,12 @@ def capture(model: OnImages | OnImage, example: Tensor) -> torch.export.Exported
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict):
-    """A .pt2 file for torch.export.load; the metadata lie beside the program as facts.json."""
+    """A .pt2 file for torch.export.load; facts.json beside the program holds the metadata."""
     torch.export.save(program, path, extra_files={"facts.json": json.dumps(metadata)})
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict, names: tuple[str, ...], opset: int):
-    """An ONNX file; the metadata are in its metadata."""
+    """An ONNX file with metadata."""
     # The optimiser of onnxscript has left programs with undefined names; onnxruntime has its own.
     options = {"optimize": False, "opset_version": opset, "verbose": False}
     exported = torch.onnx.export(program, dynamo=True, input_names=names[:1], output_names=names[1:], **options)
