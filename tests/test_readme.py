@@ -2,17 +2,18 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from models import build_criterion, build_detector
 from models.registry import PARTS
-from tests.golden import make_image, objects
-from tests.tiny import shrunk
+from tests.models import test_models
+from tests.test_floors import check_imports
 from tools.dev.config_reference import FILE, reference
 from tools.dev.gpu.stages import STAGES, TOTAL
 from util.cli.arguments import parse_arguments
@@ -27,23 +28,90 @@ COMMANDS = {
 }
 
 
-def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
-    """The file and the config of "Add an encoder" train for a step."""
-    text = TEXTS[ROOT / "docs/encoder.md"]
-    encoder, config = re.findall(r"```python\n# (?:models/encoders|config/mine)/\S+\n(.*?)```", text, re.DOTALL)
-    monkeypatch.setattr(PARTS, "classes", dict(PARTS.classes))
-    exec(encoder, {"__name__": "models.encoders.mine"})
-    for name in ("DINO", "_base_"):
-        (tmp_path / name).symlink_to(ROOT / "config" / name)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/mine_r50.py").write_text(config)
-    cfg = shrunk(tmp_path / "mine/mine_r50.py")
-    assert cfg.model.encoder.type == "MyEncoder"
-    targets = objects(1, 5)
-    losses, _ = build_criterion(cfg)(build_detector(cfg)([make_image(64, 96)]), targets)
-    total = sum(losses.values())
-    total.backward()
-    assert torch.isfinite(total)
+ADDING = ("encoder", "backbone", "queries", "loss")
+"""Pages that tell how to add a part: a file, a line among the imports of models/__init__.py, and a config."""
+
+
+def blocks(page):
+    """{path: code} of a page's blocks of Python whose first line names a file."""
+    found = re.findall(r"```python\n(# (\S+\.py)\b.*?\n.*?)```", TEXTS[ROOT / f"docs/{page}.md"], re.DOTALL)
+    return {path: code for code, path in found}
+
+
+def untouched(dotted):
+    """models/__init__.py as it was before anyone followed the page that adds this module."""
+    return (ROOT / "models/__init__.py").read_text().replace(f"import {dotted}\n", "")
+
+
+def placed(page, folder):
+    """Follows a page in a folder that has copies of the files that it touches: what its file and config are called."""
+    part, line, config = blocks(page).items()
+    assert line[0] == "models/__init__.py"
+    assert "among the imports" in line[1]
+    dotted = part[0].removesuffix(".py").replace("/", ".")
+    added = line[1].splitlines()[1:]
+    assert added == [f"import {dotted}"]
+    for name, code in (part, config):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code)
+    for path in (ROOT / "config").iterdir():
+        if path.name != "mine":
+            (folder / "config" / path.name).symlink_to(path)
+    first, *rest = re.split(r"^(?=import models\.)", untouched(dotted), flags=re.MULTILINE)
+    (folder / line[0]).write_text("".join([first, f"{added[0]}\n", *rest]))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return dotted, folder / part[0], folder / config[0]
+
+
+def counted(monkeypatch, cls):
+    """What calls of a part's code return, as they come."""
+    name, returned = "forward" if issubclass(cls, nn.Module) else "__call__", []
+    code = getattr(cls, name)
+
+    def called(*inputs):
+        returned.append(code(*inputs))
+        return returned[-1]
+
+    monkeypatch.setattr(cls, name, called)
+    return returned
+
+
+@pytest.mark.parametrize("page", ADDING)
+def test_a_part_of_ones_own(page, tmp_path, monkeypatch):
+    """What "Add a ..." tells to write obeys the floors, and trains for a step in which the new code is called."""
+    dotted, part, config = placed(page, tmp_path)
+    check_imports(dotted, part)
+    known = {name: cls for name, cls in PARTS.classes.items() if cls.__module__ != dotted}
+    monkeypatch.setattr(PARTS, "classes", dict(known))
+    exec(compile(part.read_text(), str(part), "exec"), {"__name__": dotted})
+    ours = {name: counted(monkeypatch, cls) for name, cls in PARTS.classes.items() if name not in known}
+    assert ours
+    assert all(PARTS.classes[name].__doc__ for name in ours)
+    types = re.findall(r"\btype=\"(\w+)\"", config.read_text())
+    assert set(ours) <= set(types)
+    test_models.test_every_config_takes_a_step(config)
+    for name, returned in ours.items():
+        assert returned, f"{name} was never called"
+        assert all(torch.isfinite(value).all() for value in returned if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ruff"), reason="ruff is not installed")
+@pytest.mark.parametrize("page", ADDING)
+def test_a_part_of_ones_own_is_clean(page, tmp_path):
+    """The new file as it stands, and models/__init__.py after `make format`, which leaves the one line added."""
+
+    def ruff(*words):
+        command = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    dotted, part, _ = placed(page, tmp_path)
+    written, parts = part.read_text(), tmp_path / "models/__init__.py"
+    for words in (("check", "--fix"), ("format",), ("check",), ("format", "--check")):
+        ruff(*words)
+    assert part.read_text() == written
+    assert parts.read_text().count(f"\nimport {dotted}\n") == 1
+    assert parts.read_text().replace(f"import {dotted}\n", "") == untouched(dotted)
 
 
 def test_commands_name_configs_and_options_that_exist():
