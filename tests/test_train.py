@@ -296,7 +296,7 @@ def test_losses_of_an_evaluation_are_each_processes_own(monkeypatch):
 
 
 def test_all_processes_leave_an_evaluation_when_one_is_asked_to(monkeypatch):
-    monkeypatch.setattr("engine.gather", lambda value: [value, True] if isinstance(value, bool) else [value])
+    monkeypatch.setattr("engine.gather_objects", lambda value: [value, True] if isinstance(value, bool) else [value])
     with pytest.raises(PreemptedError, match="begins anew"):
         evaluate(torch.nn.Identity(), None, None, [], Received(), Precision("cpu", False))
 

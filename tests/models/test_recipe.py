@@ -5,6 +5,7 @@ import math
 import re
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from util.config import load_config
 from util.training.optimizer import build_optimizer
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((Path(__file__).parent / "recipes").glob("*.npz"))
+RECIPES = sorted((ROOT / "tests/recipes").glob("*.npz"))
 SEEDS = (0, 1)
 ERRORS = 5
 """Standard errors that a moment may be off."""
@@ -229,11 +230,12 @@ def test_scalings_that_cannot_be(options, message):
 
 
 def test_the_start_up_table_says_what_a_rate_is_meant_for():
-    groups = [{"initial_lr": 1e-4}]
+    order = {"batch_size": 4, "accumulate": 1, "steps_per_epoch": 10}
+    state = SimpleNamespace(data_order=order, optimizer=SimpleNamespace(param_groups=[{"initial_lr": 1e-4}]))
     cfg = {"data": {"batch_size": 4}, "schedule": {"epochs": 2}, "optimizer": {"total_batch_size": 16}}
 
     def said(**optimizer) -> str:
-        return describe_schedule({**cfg, "optimizer": optimizer}, 10, 1, groups)[1]
+        return describe_schedule({**cfg, "optimizer": optimizer}, state)[1]
 
     assert said(total_batch_size=4) == "learning rate 0.0001, step; meant for 4 images a step"
     assert said(total_batch_size=16).endswith("16 images a step; optimizer.scale_lr='sqrt' or 'linear' would adapt it")

@@ -102,7 +102,7 @@ def test_kernels_have_to_agree_unless_they_round_locations(tmp_path, monkeypatch
             ("plain", name): (lambda v, x, w: attend(v, shapes, x + 0.1, w), (1, 2, 3)),
         }
 
-    monkeypatch.setattr(speed, "functions", found)
+    monkeypatch.setattr(speed, "op_functions", found)
     results = Results(tmp_path / "speed.jsonl")
     speed.measure(Setting("cpu", tmp_path, 9.0), results, (2, None, "bfloat16"), ((4, 5), (2, 2)), 1e9)
     (said,) = (entry for entry in entries(results.path) if entry["kind"] != "row")

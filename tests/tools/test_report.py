@@ -168,7 +168,7 @@ def scene(tmp_path_factory):
                 seen = category if rng.random() < 0.8 else int(rng.integers(1, 5))
                 rows.append((image, *box, round(rng.random(), 2), seen))  # rounded: some scores are equal
         rows += [(image, *rng.uniform(1, 200, 4), rng.random() / 2, int(rng.integers(1, 5)))] * 2
-    return annotated(folder, objects, images=31, classes=("cat", "dog", "bird", "none")), np.array(rows)
+    return annotated(folder, objects, num_images=31, classes=("cat", "dog", "bird", "none")), np.array(rows)
 
 
 @pytest.fixture(scope="module")

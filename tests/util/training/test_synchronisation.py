@@ -83,7 +83,7 @@ def places(found):
 
 
 MATCHING = ("_to_copy: copy to the host", "models/criteria/hungarian_matcher.py", "match")
-READING = ("_to_copy: copy to the host", "util/tensors/device.py", "read")
+READING = ("_to_copy: copy to the host", "util/tensors/device.py", "read_floats")
 
 
 @pytest.fixture
