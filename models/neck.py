@@ -38,7 +38,7 @@ class PyramidNeck(nn.Module):
 
     def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:
         """Maps (B, C_l, H_l, W_l), finest first, and the images that they were made of -> the pyramid."""
-        levels = [proj(x) for proj, x in zip(self.proj, maps, strict=False)]
+        levels = [proj(x) for proj, x in zip(self.proj[: len(maps)], maps, strict=True)]
         source = maps[-1]
         for proj in self.proj[len(maps) :]:
             source = proj(source)

@@ -83,7 +83,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        nn.init.normal_(self.relative_position_bias_table, std=0.02)
         place = torch.cartesian_prod(torch.arange(window), torch.arange(window))
         rows, columns = (place[:, None] - place + window - 1).unbind(-1)
         self.register_buffer("relative_position_index", rows * (2 * window - 1) + columns, persistent=False)

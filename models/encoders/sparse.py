@@ -89,6 +89,6 @@ class SparseEncoder(nn.Module):
         """What the auxiliary heads find in the chosen tokens, whose boxes start from (B, K, 4) logits."""
         found = [
             Detections(head.class_embed(tokens).float(), head.shift(tokens, anchors).sigmoid())
-            for head, tokens in zip(self.heads, answers, strict=False)
+            for head, tokens in zip(self.heads, answers[: len(self.heads)], strict=True)
         ]
         return Detections.stack(found)
