@@ -63,7 +63,7 @@ def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Pa
     for column in range(columns):
         left = column * (2 * width + 3 * MARGIN) + MARGIN
         pen.text((left, 4), "detections", fill="black")
-        pen.text((left + width + MARGIN, 4), "ground_truth", fill="black")
+        pen.text((left + width + MARGIN, 4), "ground truth", fill="black")
     for number, pair in enumerate(pairs):
         left = number % columns * (2 * width + 3 * MARGIN) + MARGIN
         top = title + number // columns * (HEIGHT + MARGIN) + MARGIN
