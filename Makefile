@@ -57,9 +57,10 @@ docs: $(STAMP)  ## build the pages in docs/ into a site, and check all links
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "the pages: site/index.html"
 
-lint: $(STAMP)  ## check style and formatting
+lint: $(STAMP)  ## check style, formatting and type hints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

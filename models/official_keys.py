@@ -7,7 +7,7 @@ tensor. Every key must match exactly one rule.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ HUGGINGFACE_DEFORMABLE_DETR = {
     r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
 }
 
-FAMILIES = {
+FAMILIES: dict[str, Mapping[str, str | Sequence[str] | None]] = {
     "huggingface_detr": HUGGINGFACE_DETR,
     "huggingface_conditional_detr": HUGGINGFACE_CONDITIONAL_DETR,
     "huggingface_deformable_detr": HUGGINGFACE_DEFORMABLE_DETR,
@@ -209,8 +209,9 @@ def convert_official(state_dict: dict[str, Tensor], family: str) -> dict[str, Te
         rules = [rule for rule in table.items() if re.match(rule[0], key)]
         if len(rules) != 1:
             unknown.append(key)
-        elif rules[0][1] is not None:
-            pattern, names = rules[0]
+            continue
+        pattern, names = rules[0]
+        if names is not None:
             first, *others = (names,) if isinstance(names, str) else names
             converted[re.sub(pattern, first, key)] = value
             second |= {re.sub(pattern, name, key): value for name in others}
@@ -256,7 +257,7 @@ def convert_scrl(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _table(family: str) -> dict[str, str | tuple[str, ...] | None]:
+def _table(family: str) -> Mapping[str, str | Sequence[str] | None]:
     if family not in FAMILIES:
         raise ConfigError(f"official_keys = '{family}': there is no such key table; {nearest_name(family, FAMILIES)}")
     return FAMILIES[family]

@@ -73,8 +73,13 @@ def _categories(found, source: str) -> dict[str, list] | None:
     """The classes of a checkpoint, once they are known to be what they should be."""
     if found is None:
         return None
-    ids, names = (found.get(key) for key in ("ids", "names")) if isinstance(found, Mapping) else (None, None)
-    sound = isinstance(ids, list) and isinstance(names, list) and len(ids) == len(names)
-    if not sound or not all(isinstance(key, int | None) for key in ids) or not all(isinstance(n, str) for n in names):
-        raise CheckpointError(f"{source}: its 'categories' are not lists of ids and names of one length")
-    return {"ids": ids, "names": names}
+    ids, names = (found.get("ids"), found.get("names")) if isinstance(found, Mapping) else (None, None)
+    if (
+        isinstance(ids, list)
+        and isinstance(names, list)
+        and len(ids) == len(names)
+        and all(isinstance(key, int | None) for key in ids)
+        and all(isinstance(name, str) for name in names)
+    ):
+        return {"ids": ids, "names": names}
+    raise CheckpointError(f"{source}: its 'categories' are not lists of ids and names of one length")

@@ -7,6 +7,7 @@ N decoder layers.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -101,6 +102,9 @@ def _anchors(shapes: Shapes, extents: tuple[Shapes, ...], device) -> tuple[Tenso
     return logits.masked_fill(~usable[..., None], float("inf")), usable
 
 
+Tokens = TypeVar("Tokens", bound="TokenSet")
+
+
 @dataclass(frozen=True)
 class TokenSet:
     """What a transformer part reads: one sequence of tokens per image.
@@ -115,7 +119,7 @@ class TokenSet:
     pos: Tensor
     padding: Tensor
 
-    def with_tokens(self, tokens: Tensor) -> "TokenSet":
+    def with_tokens(self: Tokens, tokens: Tensor) -> Tokens:
         """The same set with other features."""
         return replace(self, tokens=tokens)
 

@@ -58,7 +58,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C', H', W') -> tokens (B, H * W, C), row by row, and (H, W)."""
         x = self.proj(x)
-        return self.norm(x.flatten(2).transpose(1, 2)), tuple(x.shape[-2:])
+        return self.norm(x.flatten(2).transpose(1, 2)), (x.shape[-2], x.shape[-1])
 
 
 class ParallelBlock(Recomputable):

@@ -77,7 +77,7 @@ class TimmBackbone(nn.Module):
         if self.pretrained is None or full not in timm.list_pretrained(f"{self.name}.*"):
             return self.pretrained
         found = timm.get_pretrained_cfg(full)
-        return f"hf-hub:{found.hf_hub_id}" if found.hf_hub_id else found.url
+        return f"hf-hub:{found.hf_hub_id}" if found.hf_hub_id else found.url  # type: ignore[return-value]
 
     def load_pretrained(self, state_dict: dict[str, Tensor]):
         """Takes weights under timm's key names; what the maps do not need is left out.

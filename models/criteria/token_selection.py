@@ -25,10 +25,11 @@ def decoder_attention_map(samplings: list[Sampling], shapes: tuple[tuple[int, in
     Returns:
         (B, S).
     """
-    if any(sampling.weights is None for sampling in samplings):
+    told = [sampling.weights for sampling in samplings if sampling.weights is not None]
+    if len(told) < len(samplings):
         raise ValueError("a decoder attention map needs attention weights, which key-aware attention does not tell")
     locations = torch.stack([sampling.locations for sampling in samplings], 1).float()  # (B, N, Q, M, L, P, 2)
-    weights = torch.stack([sampling.weights for sampling in samplings], 1).float()
+    weights = torch.stack(told, 1).float()
     sizes = np.array(shapes)
     area = sizes.prod(1)
     geometry = constant_tensor(np.stack([*sizes.T, area.cumsum() - area]), weights.device)

@@ -109,12 +109,12 @@ class BoxEmbedding(nn.Module):
         super().__init__()
         self.pos_trans = nn.Linear(2 * d_model, width)
         self.pos_trans_norm = nn.LayerNorm(width)
-        self.half = d_model // 2
+        self.half_width = d_model // 2
         init_xavier(self.pos_trans)
 
     def embed(self, logits: Tensor) -> Tensor:
         """(B, Q, 4) logits of boxes -> (B, Q, width)."""
-        encoded = box_sine_embedding(logits.sigmoid(), order=(0, 1, 2, 3), features=self.half)
+        encoded = box_sine_embedding(logits.sigmoid(), order=(0, 1, 2, 3), features=self.half_width)
         return self.pos_trans_norm(self.pos_trans(encoded))
 
 

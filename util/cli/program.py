@@ -44,10 +44,11 @@ def exit_status(work: Callable[[], object], *refusals: type[Exception]) -> int:
     Raises:
         Exception: what nobody foresaw; it comes with a traceback.
     """
+    foreseen: tuple[type[Exception], ...] = (ConfigError, CheckpointError, TrainingDivergedError, *refusals)
     status = 0
     try:
         work()
-    except (ConfigError, CheckpointError, TrainingDivergedError, *refusals) as error:
+    except foreseen as error:
         log.error("%s", error)
         return EXIT_REFUSED
     except PreemptedError as request:

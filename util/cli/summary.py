@@ -29,7 +29,7 @@ def introduction(
         kernels: which there are of deformable attention.
         state: of a training; None where nothing is trained.
     """
-    rows = {
+    rows: dict[str, str | list[str]] = {
         "model": describe_model(args.config_file, cfg["model"], detector),
         "data": [*data, *describe_sizes(cfg["data"])],
         **({} if state is None else {"schedule": describe_schedule(cfg, state)}),

@@ -49,7 +49,7 @@ def node_location(node, key: str = "") -> str:
 class ConfigDict(addict.Dict):
     """A dict whose keys are attributes too. Reading a key that is not there is an error that names the nearest one."""
 
-    _where = None
+    _where: tuple[str, str] | None = None
 
     def __missing__(self, key):
         if isinstance(key, str) and key.startswith("__"):
@@ -223,9 +223,11 @@ def parse_config(text: str, source: str) -> ConfigDict:
     values = {}
     try:
         for statement in ast.parse(text).body:
-            if not isinstance(statement, ast.Assign) or [type(target) for target in statement.targets] != [ast.Name]:
-                raise ValueError(f"line {statement.lineno} is not of the form name = literal")
-            values[statement.targets[0].id] = ast.literal_eval(statement.value)
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    values[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError(f"line {statement.lineno} is not of the form name = literal")
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{source}: its config is not what dump_config writes and is not read: {reason}") from error

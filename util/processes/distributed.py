@@ -42,8 +42,8 @@ def init_processes(device: str):
         dist.init_process_group(backend, timeout=TIMEOUT)
         return
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
-    store = dist.PrefixStore(agree_on_start(store, number, count), store)
+    shared = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
+    store = dist.PrefixStore(agree_on_start(shared, number, count), shared)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
 
 
@@ -166,10 +166,11 @@ def run_in_all_processes(work: Callable[[], Value], error: type[Exception], reme
     Raises:
         Exception: that of `work` where it failed in this process.
     """
+    problem: Exception | None = None
     try:
-        result, problem = work(), None
+        result = work()
     except Exception as raised:  # whatever it is, the others must not wait for this process
-        result, problem = None, raised
+        problem = raised
     problems = gather_objects(None if problem is None else str(problem) or type(problem).__name__)
     if problem is not None:
         raise problem

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from util.processes.distributed import gather_objects, is_main
 try:
     import resource
 except ImportError:  # Windows has none
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Progress:
                 sums[name] = (before[0] + total, before[1] + count)
         return {name: total / count for name, (total, count) in sums.items()}
 
-    def over(self, items: Iterable, shown: tuple[str, ...] = ()) -> Iterator:
+    def over(self, items: Collection, shown: tuple[str, ...] = ()) -> Iterator:
         """Passes the items on and shows the numbers named in `shown`, each loss, the rate, what of the time was
         waiting for items, memory, and the time left."""
         if is_main() and sys.stdout.isatty():
@@ -91,7 +91,7 @@ class Progress:
         else:
             yield from self._with_lines(items, shown)
 
-    def _timed(self, items: Iterable) -> Iterator:
+    def _timed(self, items: Collection) -> Iterator:
         start = time.perf_counter()
         for item in items:
             waited = time.perf_counter() - start
@@ -120,7 +120,7 @@ class Progress:
             parts.append(f"{format_duration(left + self.more * total * seconds)} left in all")
         return "  ".join(parts)
 
-    def _with_bar(self, items: Iterable, shown: tuple[str, ...]) -> Iterator:
+    def _with_bar(self, items: Collection, shown: tuple[str, ...]) -> Iterator:
         total = len(items)
         layout = {"bar_format": "{bar:12} {desc}", "dynamic_ncols": True, "leave": False, "file": sys.stdout}
         with (
@@ -133,7 +133,7 @@ class Progress:
                     bar.set_description_str(self.line(done + 1, total, shown), refresh=False)
                 bar.update()
 
-    def _with_lines(self, items: Iterable, shown: tuple[str, ...]) -> Iterator:
+    def _with_lines(self, items: Collection, shown: tuple[str, ...]) -> Iterator:
         for done, item in enumerate(self._timed(items), self.done):
             yield item
             if self._has_times() and (done % self.every == 0 or done + 1 == len(items)):

@@ -55,7 +55,7 @@ def open_trackers(folder: Path, wandb: str | None, config: dict) -> list[TensorB
         wandb: project at Weights & Biases, or None to do without it.
         config: of the training, plain values.
     """
-    found = []
+    found: list[TensorBoard | WeightsAndBiases] = []
     try:
         found.append(TensorBoard(folder / "tensorboard"))
     except ImportError:

@@ -60,9 +60,8 @@ class ImageBatch:
     def extents(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         """((h, w), ...): the part of a (height, width) feature map that each image covers; the rest is padding."""
         full_height, full_width = self.images.shape[-2:]
-        return tuple(
-            (_nearest_extent(h, full_height, height), _nearest_extent(w, full_width, width)) for h, w in self.sizes
-        )
+        sizes = self.sizes or ()  # never None after __post_init__
+        return tuple((_nearest_extent(h, full_height, height), _nearest_extent(w, full_width, width)) for h, w in sizes)
 
     def to(self, device, non_blocking: bool = False) -> "ImageBatch":
         """The same batch on another device."""

@@ -101,8 +101,8 @@ def _step_where(steps: Tensor, optimizer: torch.optim.Optimizer):
         if steps:
             optimizer.step()
         return
-    optimizer.grad_scale, optimizer.found_inf = None, (~steps).float()
+    optimizer.grad_scale, optimizer.found_inf = None, (~steps).float()  # type: ignore[attr-defined]  # what fused optimizers read
     try:
         optimizer.step()
     finally:
-        del optimizer.grad_scale, optimizer.found_inf
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from util.checkpoints.store import NEWEST
 from util.processes.distributed import barrier, is_main, world_size
@@ -51,7 +52,7 @@ def dry_run_images(training: bool, batch_size: int, accumulate: int) -> int:
     return world_size() * (2 * STEPS * accumulate * batch_size if training else EVALUATED)
 
 
-def dry_run(args: Namespace, folder: Path, begin: Callable[[Namespace], object]):
+def dry_run(args: Namespace, folder: Path, begin: Callable[[Namespace], Any]):
     """Trains a few steps, saves, goes on from there, evaluates; says whether all of that works.
 
     Args:

@@ -4,7 +4,7 @@ import math
 import re
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -49,7 +49,8 @@ def build_optimizer(
     groups = {pattern: [] for pattern, _ in rules}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            pattern = next((pattern for pattern, _ in rules[1:] if re.search(pattern, name)), None)
+            patterns = (pattern for pattern, _ in rules[1:] if pattern is not None)
+            pattern = next((pattern for pattern in patterns if re.search(pattern, name)), None)
             groups[pattern].append(parameter)
     for pattern in groups:
         if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
@@ -148,7 +149,9 @@ class EMA(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module):
         """After an optimiser step. PyTorch's own copies the count to the device and reads it there."""
-        averages, currents, n = list(self.parameters()), list(model.parameters()), int(self.n_averaged)
+        averages: list[Tensor] = list(self.parameters())
+        currents: list[Tensor] = list(model.parameters())
+        n = int(self.n_averaged)
         if n == 0:
             torch._foreach_copy_(averages, currents)
         else:
