@@ -82,7 +82,7 @@ def build_detector(cfg: ConfigDict) -> nn.Module:
         for layer in layers:
             layer.recompute = True
     # Convolutions are faster so, and their maps become tokens without a copy.
-    return detector.to(memory_format=torch.channels_last)
+    return detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # by the hints of PyTorch 2.6
 
 
 def _of_five_stages(node: ConfigDict) -> Detector:

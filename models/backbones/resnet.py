@@ -72,7 +72,7 @@ def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shor
 
 
 def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
-    return x if block.downsample is None else _convolve(*block.downsample, x)  # type: ignore[call-arg, misc]
+    return x if block.downsample is None else _convolve(*block.downsample, x)  # type: ignore[call-arg, misc]  # a Sequential
 
 
 class BasicBlock(Recomputable, resnet.BasicBlock):
