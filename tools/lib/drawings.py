@@ -170,7 +170,7 @@ def draw_selection(image: Image.Image, found: Trace) -> Image.Image:
     for level, (mask, seen) in enumerate(zip(kept.split(sizes), looked.split(sizes), strict=True)):
         shape = selection.shapes[level]
         rows.append(titled(highlight(image, mask.view(shape)), f"level {level}: {int(mask.sum())} of {len(mask)} kept"))
-        title = f"decoder attention; kept tokens get {share:.0%} of all levels'"
+        title = f"decoder attention, of which kept tokens of all levels receive {share:.0%}"
         rows.append(titled(overlay(image, seen.view(shape)), title))
     return tiled(rows, 2)
 
