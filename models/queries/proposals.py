@@ -1,4 +1,4 @@
-"""Queries chosen from the memory: the tokens that look most like objects become the decoder's references."""
+"""Two-stage proposals: tokens of the memory that look most like objects become queries and their references."""
 
 from collections.abc import Callable
 
