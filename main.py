@@ -94,8 +94,8 @@ class Run:
         load_initial_weights(detector, content, source, self.family, *pretrained, categories, num_images)
         origin = (content or {}).get("resumed_from") if args.resume in (None, "auto") else args.resume
         metadata = {"config": write_config(cfg, self.output_dir), "categories": categories, "resumed_from": origin}
-        sizes = {"dataset_size": len(train_set), "batches": len(loader), "seed": args.seed}
-        state = build_training_state(detector, cfg, options, self.precision.scaler, metadata, **sizes)
+        order = {"dataset_size": len(train_set), "batches": len(loader), "seed": args.seed}
+        state = build_training_state(detector, cfg, options, self.precision.scaler, metadata, **order)
         if content is not None:
             state.resume(content, source)
         log.info(introduction(args, cfg, detector, self.splits.describe(), self.precision, available_backends(), state))
@@ -122,7 +122,8 @@ class Run:
         """--eval: scores a checkpoint on the val split, its EMA too if it holds one."""
         val_set = self.splits.dataset("val")
         loader = self.splits.loader(val_set)
-        write_config(self.cfg, self.output_dir, replace=False)  # a training's own stays
+        if is_main() and not (self.output_dir / "config.py").exists():  # a training's own stays
+            write_config(self.cfg, self.output_dir)
         numbers = {name: self.scorer(val_set, loader)(model, name, draw=True) for name, model in self.trained("--eval")}
         if is_main():
             (self.output_dir / "eval.json").write_text(json.dumps(numbers, indent=1))

@@ -32,12 +32,7 @@ class Splits:
         descriptions: a line about each split.
     """
 
-    def __init__(
-        self,
-        cfg: ConfigDict,
-        args: Namespace,
-        limit: Callable[[bool], int] | None = None,
-    ):
+    def __init__(self, cfg: ConfigDict, args: Namespace, limit: Callable[[bool], int] | None = None):
         self.cfg, self.args, self.limit = cfg, args, limit
         self.categories, self.num_images, self.descriptions = None, {}, []
 

@@ -8,22 +8,10 @@ import torch
 from models import build_detector, weights
 from models.layers.head import PRIOR, DetectionHead
 from models.weights import load_for_finetuning, warn_of_scratch
-from tests.tiny import shrunk
+from tests.tiny import FAMILIES, shrunk
 from util.checkpoints.files import CheckpointError
 
 BIAS = -math.log((1 - PRIOR) / PRIOR)
-FAMILIES = (
-    "detr/detr_r50",
-    "conditional_detr/conditional_detr_r50",
-    "pnp_detr/pnp_detr_r50_ratio033",
-    "deformable_detr/deformable_detr_r50",
-    "deformable_detr/deformable_detr_r50_two_stage",
-    "efficient_detr/efficient_detr_r50",
-    "sparse_detr/sparse_detr_r50_rho_0.1",
-    "DINO/dino_4scale_r50",
-    "lite_detr/lite_dino_r50_h3l1_2p1x3_kda",
-    "h_detr/h_deformable_detr_r50",
-)
 CATEGORIES = {"ids": [1, 2, 3], "names": ["a", "b", "c"]}
 
 

@@ -27,11 +27,11 @@ def config_of_arguments(args: Namespace) -> ConfigDict:
     return cfg
 
 
-def write_config(cfg: ConfigDict, folder: Path, replace: bool = True) -> str:
-    """Writes config.py there, where it does not stand already or is to be replaced; returns the config's text."""
-    config, path = dump_config(cfg), folder / "config.py"
-    if is_main() and (replace or not path.exists()):
-        path.write_text(config)
+def write_config(cfg: ConfigDict, folder: Path) -> str:
+    """Writes config.py there; returns its text."""
+    config = dump_config(cfg)
+    if is_main():
+        (folder / "config.py").write_text(config)
     return config
 
 

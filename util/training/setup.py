@@ -20,7 +20,15 @@ def build_training_optimizer(model: nn.Module, cfg: ConfigDict, options: Trainin
 
 
 def build_training_state(
-    model: nn.Module, cfg: ConfigDict, options: TrainingOptions, scaler: GradScaler, metadata: dict, **data: int
+    model: nn.Module,
+    cfg: ConfigDict,
+    options: TrainingOptions,
+    scaler: GradScaler,
+    metadata: dict,
+    *,
+    dataset_size: int,
+    batches: int,
+    seed: int,
 ) -> TrainingState:
     """A model with the optimizer, the schedule and the EMA that its config asks for.
 
@@ -28,18 +36,20 @@ def build_training_state(
         model: on its device, with the weights that it starts from.
         scaler: see util.tensors.precision.
         metadata: see TrainingState.
-        data: dataset_size, batches (of an epoch) and seed.
+        dataset_size: training images.
+        batches: of an epoch.
+        seed: of the order.
 
     Raises:
         ConfigError: one of the sections is wrong.
     """
     order = {
-        "dataset_size": data["dataset_size"],
+        "dataset_size": dataset_size,
         "batch_size": cfg.data.batch_size,
         "accumulate": options.accumulate,
         "world_size": world_size(),
-        "seed": data["seed"],
-        "steps_per_epoch": -(-data["batches"] // options.accumulate),
+        "seed": seed,
+        "steps_per_epoch": -(-batches // options.accumulate),
     }
     optimizer = build_training_optimizer(model, cfg, options)
     schedule = call_with_config(

@@ -23,8 +23,8 @@ class Trainer:
 
     Args:
         state: is moved on.
-        options: how often to evaluate and to save.
         loader: of training batches; its sampler can start in the middle of an epoch.
+        options: how often to evaluate and to save.
         epochs: of the schedule.
         train_epoch: trains to the end of the running epoch and returns means by name; engine.train_one_epoch with
             everything that the options do not say.

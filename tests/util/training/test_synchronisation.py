@@ -15,7 +15,7 @@ from models import build_criterion, build_detector, build_postprocessor
 from models.backbones import coat, mpvit
 from tests.golden import objects
 from tests.harness.fake_cuda import backward, fake_cuda, move
-from tests.tiny import shrunk
+from tests.tiny import FAMILIES, shrunk
 from util.config import load_config
 from util.tensors.device import constant_tensor, read_floats, to_device
 from util.tensors.precision import Precision
@@ -26,18 +26,6 @@ from util.training.stepper import Stepper
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # copying modules does
 
 ROOT = Path(__file__).parents[3]
-FAMILIES = (
-    "detr/detr_r50",
-    "conditional_detr/conditional_detr_r50",
-    "pnp_detr/pnp_detr_r50_ratio033",
-    "deformable_detr/deformable_detr_r50",
-    "deformable_detr/deformable_detr_r50_two_stage",
-    "efficient_detr/efficient_detr_r50",
-    "sparse_detr/sparse_detr_r50_rho_0.1",
-    "DINO/dino_4scale_r50",
-    "lite_detr/lite_dino_r50_h3l1_2p1x3_kda",
-    "h_detr/h_deformable_detr_r50",
-)
 BACKBONES = tuple(f"deformable_detr/deformable_detr_{name}" for name in ("swint", "coat_small", "mpvit_small"))
 FEW = {"num_layers": 2, "num_blocks": 1, "depth": 18, "stages": (2,)}
 
