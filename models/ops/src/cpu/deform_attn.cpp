@@ -1,35 +1,16 @@
 // The operators on CPU tensors: checks, threads, and the choice of kernels for this processor.
 
-#include <ATen/Parallel.h>
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <string>
 #include <tuple>
 
 #include "../arguments.h"
+#include "memory.h"
+#include "processor.h"
 
 namespace leandetr {
 namespace {
-
-enum class Isa { baseline, avx2, avx512 };
-
-// The best instruction set of this processor, or a lesser one that LEANDETR_CPU asks for.
-Isa choose_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const char* wish = std::getenv("LEANDETR_CPU");
-  const std::string wanted = wish ? wish : "avx512";
-  if (wanted == "avx512" && avx512) return Isa::avx512;
-  if (wanted != "baseline" && avx2) return Isa::avx2;
-#endif
-  return Isa::baseline;
-}
 
 template <typename T>
 struct Types;
@@ -61,21 +42,6 @@ STORAGE(at::Half, Float16, float, float16_kernels)
 // The type that locations and weights have, and in which gradients of values are summed.
 at::ScalarType accumulator(const at::Tensor& value) { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Rows of numbers begin with a cache line: vectors that reach into the next line cost twice.
-constexpr std::align_val_t CACHE_LINE{64};
-struct Release {
-  void operator()(void* memory) const { ::operator delete(memory, CACHE_LINE); }
-};
-
-// Shares `count` pieces of work among the threads; each gets memory for `numbers` numbers of its own.
-template <typename A, typename Work>
-void in_threads(int64_t count, long numbers, const Work& work) {
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<void, Release> memory(::operator new(numbers * sizeof(A), CACHE_LINE));
-    work(static_cast<A*>(memory.get()), begin, end);
-  });
-}
-
 #define DISPATCH(value, ...)                                                                                \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, (value).scalar_type(), "deform_attn_cpu", [&] { \
     using T = typename Types<scalar_t>::T;                                                                  \
@@ -92,7 +58,8 @@ at::Tensor plain(const at::Tensor& value_, at::IntArrayRef shapes, const at::Ten
   const Problem p = describe(value, shapes, locations, {weights});
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   DISPATCH(value, {
-    in_threads<A>(p.N * p.M * p.Q, kernels.scratch(p, 1), [&](A* memory, int64_t begin, int64_t end) {
+    in_threads(p.N * p.M * p.Q, sizeof(A) * kernels.scratch(p, 1), [&](void* scratch, int64_t begin, int64_t end) {
+      A* const memory = static_cast<A*>(scratch);
       kernels.plain(p, data<const T*>(value), data<const A*>(locations), data<const A*>(weights), data<T*>(answer),
                     memory, begin, end);
     });
@@ -109,7 +76,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> plain_backward(const at::Tensor& 
   auto grad_value = at::empty_like(value);
   auto grad_locations = at::empty_like(locations), grad_weights = at::empty_like(weights);
   DISPATCH(value, {
-    in_threads<A>(p.N * p.M, kernels.scratch(p, 2), [&](A* memory, int64_t begin, int64_t end) {
+    in_threads(p.N * p.M, sizeof(A) * kernels.scratch(p, 2), [&](void* scratch, int64_t begin, int64_t end) {
+      A* const memory = static_cast<A*>(scratch);
       kernels.plain_backward(p, data<const T*>(grad), data<const T*>(value), data<const A*>(locations),
                              data<const A*>(weights), data<T*>(grad_value), data<A*>(grad_locations),
                              data<A*>(grad_weights), memory, begin, end);
@@ -126,7 +94,8 @@ at::Tensor aware(const at::Tensor& query_, const std::optional<at::Tensor>& key_
   const Problem p = describe(value, shapes, locations, {query, key});
   auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
   DISPATCH(value, {
-    in_threads<A>(p.N * p.M * p.Q, kernels.scratch(p, key_ ? 2 : 1), [&](A* memory, int64_t begin, int64_t end) {
+    in_threads(p.N * p.M * p.Q, sizeof(A) * kernels.scratch(p, key_ ? 2 : 1), [&](void* scratch, int64_t begin, int64_t end) {
+      A* const memory = static_cast<A*>(scratch);
       kernels.aware(p, data<const T*>(query), data<const T*>(key), data<const T*>(value), data<const A*>(locations),
                     data<T*>(answer), memory, begin, end);
     });
@@ -145,7 +114,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aware_backward(
   auto grad_value = at::empty_like(value), grad_key = key_ ? at::empty_like(value) : at::empty({0}, value.options());
   auto grad_query = at::empty_like(query), grad_locations = at::empty_like(locations);
   DISPATCH(value, {
-    in_threads<A>(p.N * p.M, kernels.scratch(p, key_ ? 4 : 2), [&](A* memory, int64_t begin, int64_t end) {
+    in_threads(p.N * p.M, sizeof(A) * kernels.scratch(p, key_ ? 4 : 2), [&](void* scratch, int64_t begin, int64_t end) {
+      A* const memory = static_cast<A*>(scratch);
       kernels.aware_backward(p, data<const T*>(grad), data<const T*>(query), data<const T*>(key),
                              data<const T*>(value), data<const A*>(locations), data<T*>(grad_query),
                              data<T*>(grad_key), data<T*>(grad_value), data<A*>(grad_locations),

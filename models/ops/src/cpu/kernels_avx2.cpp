@@ -8,6 +8,7 @@
 #define ISA avx2
 #define WIDTH 8
 #include "kernels.h"
+#include "product_kernels.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

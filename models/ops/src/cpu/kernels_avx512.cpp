@@ -8,6 +8,7 @@
 #define ISA avx512
 #define WIDTH 16
 #include "kernels.h"
+#include "product_kernels.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

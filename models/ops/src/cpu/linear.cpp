@@ -1,0 +1,246 @@
+// Linear layers on CPU tensors: checks, memory, threads, and the choice of kernels for this processor.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <array>
+#include <string>
+#include <tuple>
+
+#include "memory.h"
+#include "processor.h"
+#include "products.h"
+
+namespace leandetr {
+namespace {
+
+using Optional = std::optional<at::Tensor>;
+
+// Null where there are none for this processor, or where this build lacks them.
+const Products* find_products(at::ScalarType type) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  const Isa isa = choose_isa();
+  if (type == at::kFloat && isa == Isa::avx512) return &avx512::float32_products;
+  if (type == at::kFloat && isa == Isa::avx2) return &avx2::float32_products;
+#ifdef LEANDETR_BFLOAT16_PRODUCTS
+  if (type == at::kBFloat16 && isa == Isa::avx512 && __builtin_cpu_supports("avx512bf16"))
+    return &avx512_bf16::bfloat16_products;
+#endif
+#endif
+  return nullptr;
+}
+
+const Products& products_of(at::ScalarType type) {
+  const Products* found = find_products(type);
+  TORCH_CHECK(found, "no products of linear layers in ", type, " for this processor");
+  return *found;
+}
+
+void check(const at::Tensor& tensor, const char* name, at::ScalarType type, at::IntArrayRef sizes) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.sizes() == sizes, name, " must be ", sizes, " on the CPU, got ",
+              tensor.sizes(), " on ", tensor.device());
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == type, name, " is ", tensor.scalar_type());
+}
+
+Optional contiguous(const Optional& tensor) { return tensor ? Optional(tensor->contiguous()) : tensor; }
+
+Optional as_float(const Optional& tensor, const char* name, int64_t size) {
+  if (!tensor) return tensor;
+  TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == size, name, " must be (", size, "), got ", tensor->sizes());
+  return tensor->to(at::kFloat).contiguous();
+}
+
+template <typename T = void>
+T* pointer(const Optional& tensor) {
+  return tensor ? static_cast<T*>(tensor->data_ptr()) : nullptr;
+}
+
+// W (N, K), or (K, N) where transposed, as the kernels read it.
+at::Tensor packed(const Products& products, const at::Tensor& weight_, at::ScalarType type, bool transposed) {
+  const at::Tensor weight = weight_.contiguous();
+  const int64_t N = weight.size(transposed ? 1 : 0), K = weight.size(transposed ? 0 : 1);
+  at::Tensor answer = at::empty({products.packed_bytes(N, K) + CACHE_LINE_BYTES}, at::kByte);
+  at::parallel_for(0, products.panels(N), 1, [&](int64_t begin, int64_t end) {
+    products.pack(weight.data_ptr(), weight.scalar_type() == at::kFloat, transposed, N, K, aligned(answer.data_ptr()),
+                  begin, end);
+  });
+  return answer;
+}
+
+// What is common to a layer's problem; the tensors must outlive it.
+Linear describe(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& packed_weight, const Optional& bias,
+                at::ScalarType type) {
+  Linear p = {};
+  p.K = weight.size(1);
+  p.N = weight.size(0);
+  p.M = p.K ? x.numel() / p.K : 0;
+  p.x = x.data_ptr();
+  p.x_is_float = x.scalar_type() == at::kFloat;
+  p.residual_is_float = true;
+  p.weight = aligned(packed_weight.data_ptr());
+  p.bias = pointer<float>(bias);
+  return p;
+}
+
+void check_layer(const at::Tensor& x, const at::Tensor& weight, at::ScalarType type) {
+  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1) && weight.size(1) > 0, "x ", x.sizes(),
+              " and weight ", weight.sizes(), " do not fit");
+  check(x, "x", type, x.sizes());
+  check(weight, "weight", type, weight.sizes());
+}
+
+void run(const Products& products, const Linear& p) {
+  if (p.M == 0 || p.N == 0) return;
+  in_threads((p.M + products.rows - 1) / products.rows, products.linear_bytes(p),
+             [&](void* memory, int64_t begin, int64_t end) { products.linear(p, memory, begin, end); });
+}
+
+std::vector<int64_t> answer_sizes(const at::Tensor& x, int64_t width) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = width;
+  return sizes;
+}
+
+at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight, const Optional& bias_, const Optional& addend_,
+                  const Optional& residual_, int64_t activation, at::ScalarType type) {
+  const Products& products = products_of(type);
+  check_layer(x_, weight, type);
+  const at::Tensor x = x_.contiguous();
+  const Optional bias = as_float(bias_, "bias", weight.size(0)), residual = contiguous(residual_);
+  Optional addend = contiguous(addend_);
+  at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(type));
+  if (addend) {
+    check(*addend, "addend", type, x.sizes());
+    addend = addend->to(x.scalar_type());
+  }
+  if (residual) check(*residual, "residual", type, y.sizes());
+  const at::Tensor w = packed(products, weight, type, false);
+  Linear p = describe(x, weight, w, bias, type);
+  p.addend = pointer(addend);
+  p.residual = pointer(residual);
+  p.residual_is_float = !residual || residual->scalar_type() == at::kFloat;
+  p.activation = static_cast<Activation>(activation);
+  p.y = y.data_ptr();
+  run(products, p);
+  return y;
+}
+
+at::Tensor linear_norm(const at::Tensor& x_, const at::Tensor& weight, const Optional& bias_, const at::Tensor& residual_,
+                       const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps, at::ScalarType type) {
+  const Products& products = products_of(type);
+  check_layer(x_, weight, type);
+  const at::Tensor x = x_.contiguous(), residual = residual_.contiguous();
+  const Optional bias = as_float(bias_, "bias", weight.size(0));
+  const Optional scale = as_float(norm_weight, "norm_weight", weight.size(0));
+  const Optional shift = as_float(norm_bias, "norm_bias", weight.size(0));
+  at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(at::kFloat));
+  check(residual, "residual", type, y.sizes());
+  const at::Tensor w = packed(products, weight, type, false);
+  Linear p = describe(x, weight, w, bias, type);
+  p.residual = residual.data_ptr();
+  p.residual_is_float = residual.scalar_type() == at::kFloat;
+  p.norm_weight = pointer<float>(scale);
+  p.norm_bias = pointer<float>(shift);
+  p.eps = static_cast<float>(eps);
+  p.y = y.data_ptr();
+  run(products, p);
+  return y;
+}
+
+at::Tensor feed_forward(const at::Tensor& x_, const at::Tensor& weight1, const Optional& bias1_,
+                        const at::Tensor& weight2, const Optional& bias2_, const at::Tensor& norm_weight,
+                        const at::Tensor& norm_bias, double eps, int64_t activation, at::ScalarType type) {
+  const Products& products = products_of(type);
+  check_layer(x_, weight1, type);
+  check(weight2, "weight2", type, {weight1.size(1), weight1.size(0)});
+  TORCH_CHECK(weight1.size(0) > 0, "the hidden layer is empty");
+  const at::Tensor x = x_.contiguous();
+  const int64_t width = weight2.size(0);
+  const Optional bias1 = as_float(bias1_, "bias1", weight1.size(0)), bias2 = as_float(bias2_, "bias2", width);
+  const Optional scale = as_float(norm_weight, "norm_weight", width), shift = as_float(norm_bias, "norm_bias", width);
+  at::Tensor y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  const at::Tensor w1 = packed(products, weight1, type, false), w2 = packed(products, weight2, type, false);
+  Linear first = describe(x, weight1, w1, bias1, type), second = describe(x, weight2, w2, bias2, type);
+  first.activation = static_cast<Activation>(activation);
+  second.M = first.M;
+  second.x = nullptr;
+  second.residual = x.data_ptr();
+  second.residual_is_float = first.x_is_float;
+  second.norm_weight = pointer<float>(scale);
+  second.norm_bias = pointer<float>(shift);
+  second.eps = static_cast<float>(eps);
+  second.y = y.data_ptr();
+  if (first.M == 0) return y;
+  in_threads((first.M + products.rows - 1) / products.rows, products.feed_forward_bytes(first, second),
+             [&](void* memory, int64_t begin, int64_t end) { products.feed_forward(first, second, memory, begin, end); });
+  return y;
+}
+
+// Gradients of x, weight and bias, those that are asked for; others are empty.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad_, const at::Tensor& x_,
+                                                               const at::Tensor& weight, const Optional& positive_,
+                                                               std::array<bool, 3> wanted) {
+  const Products& products = products_of(at::kFloat);
+  check_layer(x_, weight, at::kFloat);
+  const at::Tensor grad = grad_.contiguous(), x = x_.contiguous();
+  const Optional positive = contiguous(positive_);
+  check(grad, "grad", at::kFloat, answer_sizes(x, weight.size(0)));
+  if (positive) check(*positive, "positive", at::kFloat, grad.sizes());
+  at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = grad_x, grad_bias = grad_x;
+  if (wanted[0]) {
+    grad_x = at::empty(x.sizes(), x.options());
+    const at::Tensor w = packed(products, weight, at::kFloat, true);
+    Linear p = {};
+    p.K = weight.size(0);
+    p.N = weight.size(1);
+    p.M = grad.numel() / (p.K ? p.K : 1);
+    p.x = grad.data_ptr();
+    p.x_is_float = p.residual_is_float = true;
+    p.positive = pointer<float>(positive);
+    p.weight = aligned(w.data_ptr());
+    p.y = grad_x.data_ptr();
+    if (p.K == 0) grad_x.zero_();
+    else run(products, p);
+  }
+  if (wanted[1] || wanted[2]) {
+    grad_weight = at::empty(weight.sizes(), weight.options());
+    if (wanted[2]) grad_bias = at::empty({weight.size(0)}, weight.options());
+    WeightGradient p = {};
+    p.N = weight.size(0);
+    p.K = weight.size(1);
+    p.M = x.numel() / p.K;
+    p.grad = static_cast<float*>(grad.data_ptr());
+    p.positive = pointer<float>(positive);
+    p.x = static_cast<float*>(x.data_ptr());
+    p.grad_weight = static_cast<float*>(grad_weight.data_ptr());
+    p.grad_bias = wanted[2] ? static_cast<float*>(grad_bias.data_ptr()) : nullptr;
+    in_threads(products.weight_gradient_tasks(p), products.weight_gradient_bytes(p),
+               [&](void* memory, int64_t begin, int64_t end) { products.weight_gradient(p, memory, begin, end); });
+  }
+  return {grad_x, grad_weight, grad_bias};
+}
+
+// Which instructions multiply numbers of a type; empty where linear layers have no kernels of their own.
+std::string product_instructions(at::ScalarType type) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  const Products* found = find_products(type);
+  if (found == &avx512::float32_products) return "AVX-512";
+  if (found == &avx2::float32_products) return "AVX2";
+  if (found) return "AVX512-BF16";
+#endif
+  return "";
+}
+
+}  // namespace
+}  // namespace leandetr
+
+TORCH_LIBRARY_IMPL(leandetr, CPU, m) {
+  m.impl("linear", leandetr::linear);
+  m.impl("linear_norm", leandetr::linear_norm);
+  m.impl("feed_forward", leandetr::feed_forward);
+  m.impl("linear_backward", leandetr::linear_backward);
+}
+TORCH_LIBRARY_IMPL(leandetr, CompositeExplicitAutograd, m) {
+  m.impl("product_instructions", leandetr::product_instructions);
+}
