@@ -87,4 +87,4 @@ def test_imports_point_down(name, path):
 
 def test_only_the_dispatch_imports_the_extension():
     users = [name for name, path in modules() if "leandetr_ops" in path.read_text()]
-    assert users == ["models.ops.ms_deform_attn"]
+    assert users == ["models.ops.extension"]

@@ -68,7 +68,9 @@ def extension():
     import torch
 
     from models.ops import available_backends
-    from models.ops.ms_deform_attn import cuda_architectures, has_compiled_kernels, load_extension
+    from models.ops.extension import has_compiled_kernels, load_extension
+    from models.ops.linear import describe_products
+    from models.ops.ms_deform_attn import cuda_architectures
 
     reason = load_extension()
     remedy = "make ops; plain PyTorch is used until then, which is slow" if reason == "not built" else "make clean ops"
@@ -80,7 +82,8 @@ def extension():
         remedy = "install nvcc of CUDA " + str(torch.version.cuda) + "; then: make clean ops"
         built = f"for compute capability {cuda_architectures()}" if has_compiled_kernels("CUDA") else "none"
         print_finding("cuda" in available_backends(), "CUDA kernels", built, remedy)
-    print(f"backends, fastest first: {', '.join(available_backends())}")
+    print(f"deformable attention, fastest first: {', '.join(available_backends())}")
+    print(f"linear layers on the CPU: {describe_products()}")
 
 
 def main():

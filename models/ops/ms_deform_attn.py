@@ -1,6 +1,5 @@
 """Deformable attention as the models call it: checks the arguments and picks the fastest backend that serves them."""
 
-import importlib
 import logging
 import re
 import sys
@@ -12,13 +11,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from models.ops import library, reference
+from models.ops.extension import EXTENSIONS, has_compiled_kernels
 
 log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 128
 """Levels times points that the compiled kernels take."""
-EXTENSIONS = ("models.ops.leandetr_ops", "leandetr_ops")
-"""The compiled kernels' module: built in place, installed."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +61,6 @@ def _find_backends() -> dict[str, Backend]:
         lambda value, locations: True, reference.ms_deform_attn, reference.key_aware_deform_attn, transforms=True
     )
     return found
-
-
-def load_extension() -> str:
-    """Imports the extension, built in place or installed, which registers its kernels. Returns why it is not there."""
-    reasons = []
-    for name in EXTENSIONS:
-        try:
-            importlib.import_module(name)
-            return ""
-        except ImportError as error:
-            reasons += [] if isinstance(error, ModuleNotFoundError) else [str(error)]
-    return reasons[0] if reasons else "not built"
-
-
-def has_compiled_kernels(device: str) -> bool:
-    """Whether the extension is built and holds kernels for "CPU" or "CUDA"."""
-    load_extension()
-    return torch._C._dispatch_has_kernel_for_dispatch_key("leandetr::ms_deform_attn", device)
 
 
 def cuda_architectures() -> str:
