@@ -25,7 +25,7 @@ from datasets.scoring import Scorer, write_results
 from datasets.splits import Splits
 from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
-from models.ops import available_backends
+from models.ops import describe_kernels
 from models.weights import load_initial_weights, load_trained_weights
 from util.checkpoints.store import CheckpointStore
 from util.cli.options import config_of_arguments, output_folder, write_config
@@ -98,7 +98,7 @@ class Run:
         state = build_training_state(detector, cfg, options, self.precision.scaler, metadata, **order)
         if content is not None:
             state.resume(content, source)
-        log.info(introduction(args, cfg, detector, self.splits.describe(), self.precision, available_backends(), state))
+        log.info(introduction(args, cfg, detector, self.splits.describe(), self.precision, describe_kernels(), state))
         if world_size() > 1:
             devices = [local_rank()] if args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=args.find_unused_params)
@@ -160,7 +160,7 @@ class Run:
         for name in load_trained_weights(detector, content, self.family, source):
             if name == "regular":
                 data = self.splits.describe()
-                log.info(introduction(self.args, self.cfg, detector, data, self.precision, available_backends()))
+                log.info(introduction(self.args, self.cfg, detector, data, self.precision, describe_kernels()))
             yield name, detector
 
     def scorer(self, dataset: DetectionDataset, loader: DataLoader) -> Scorer:

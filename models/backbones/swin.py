@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from models.layers.basic import GELUMLP, Recomputable, init_trunc_normal
+from models.layers.linear import Linear
 from models.registry import PARTS
 from util.config import nearest_name
 
@@ -80,8 +81,8 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, heads: int, window: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.normal_(self.relative_position_bias_table, std=0.02)
         place = torch.cartesian_prod(torch.arange(window), torch.arange(window))
@@ -141,7 +142,7 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H / 2, W / 2, 2 C), sides rounded up."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.layers.linear import Linear
 from models.registry import PARTS
 from models.structures import Pyramid, TokenSet, first_ranks_mask, gather_tokens
 
@@ -41,8 +42,8 @@ class PollAndPool(nn.Module):
             raise ValueError(f"training_ratios={training_ratios} must rise and lie between 0 and 1")
         self.ratio, self.training_ratios = ratio, training_ratios
         self.score_pred_net = nn.Sequential(nn.Conv2d(d_model, d_model, 1), nn.ReLU(), nn.Conv2d(d_model, 1, 1))
-        self.k_proj = nn.Linear(d_model, num_pooled)
-        self.v_proj = nn.Linear(d_model, d_model)
+        self.k_proj = Linear(d_model, num_pooled)
+        self.v_proj = Linear(d_model, d_model)
         self.base = base()
 
     def forward(self, pyramid: Pyramid) -> tuple[TokenSet, dict]:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.layers.linear import Linear, Projecting
 from models.ops import key_aware_deform_attn, ms_deform_attn
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling, Shapes
@@ -12,8 +13,11 @@ from util.tensors.cache import cached
 from util.tensors.device import constant_tensor
 
 
-class DeformableAttention(nn.Module):
+class DeformableAttention(Projecting):
     """What the two kinds share: where to sample, and the projection of what is sampled.
+
+    Called with a query (B, Q, C), position included, reference (B, Q, L, 2 or 4), points or boxes relative to each
+    padded map, and the memory that is sampled; returns (B, Q, C) and where it looked.
 
     Args:
         d_model: channels of queries and memory.
@@ -22,14 +26,16 @@ class DeformableAttention(nn.Module):
         num_points: sampling points per head and level.
     """
 
+    projection = "output_proj"
+
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
         super().__init__()
         if d_model % num_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(d_model, num_heads * num_levels * num_points * 2)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.sampling_offsets = Linear(d_model, num_heads * num_levels * num_points * 2)
+        self.value_proj = Linear(d_model, d_model)
+        self.output_proj = Linear(d_model, d_model)
         self._reset_offsets()
         self._reset_projection(self.value_proj)
         self._reset_projection(self.output_proj)
@@ -87,27 +93,18 @@ class MSDeformAttn(DeformableAttention):
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
         super().__init__(d_model, num_heads, num_levels, num_points)
-        self.attention_weights = nn.Linear(d_model, num_heads * num_levels * num_points)
+        self.attention_weights = Linear(d_model, num_heads * num_levels * num_points)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
-        """Attends.
-
-        Args:
-            query: (B, Q, C), position included.
-            reference: (B, Q, L, 2 or 4) points or boxes relative to each padded map.
-            memory: what is sampled.
-
-        Returns:
-            (B, Q, C) and where it looked.
-        """
+    def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
+        """Samples; arguments and result as of the call, but for the projection."""
         values = self.values(memory)
         locations = self.locations(query, reference, memory)
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, (self.num_levels, self.num_points))
         sampled = ms_deform_attn(values, memory.shapes, locations, weights)
-        return self.output_proj(sampled), Sampling(locations, weights)
+        return sampled, Sampling(locations, weights)
 
 
 @PARTS.register
@@ -120,7 +117,7 @@ class MSDeformAttnWithQueryProj(MSDeformAttn):
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
         super().__init__(d_model, num_heads, num_levels, num_points)
-        self.query_proj = nn.Linear(d_model, d_model).requires_grad_(False)
+        self.query_proj = Linear(d_model, d_model).requires_grad_(False)
         self._reset_projection(self.query_proj)
 
 
@@ -134,13 +131,13 @@ class KeyAwareDeformAttn(DeformableAttention):
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
         super().__init__(d_model, num_heads, num_levels, num_points)
-        self.query_proj = nn.Linear(d_model, d_model)
+        self.query_proj = Linear(d_model, d_model)
         self._reset_projection(self.query_proj)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
-        """Attends; arguments and result as in MSDeformAttn."""
+    def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
+        """Samples; arguments and result as in MSDeformAttn."""
         values = self.values(memory)
         locations = self.locations(query, reference, memory)
         asked = self.query_proj(query).unflatten(-1, (self.num_heads, -1))
         sampled = key_aware_deform_attn(asked, values, values, memory.shapes, locations)
-        return self.output_proj(sampled), Sampling(locations, None)
+        return sampled, Sampling(locations, None)

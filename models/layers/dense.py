@@ -1,10 +1,10 @@
 """Encoder and decoder layers that attend to all tokens: those of DETR and of Conditional DETR."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.layers.attention import ProjectedAttention
+from models.layers.attention import MultiheadAttention, ProjectedAttention
 from models.layers.basic import Recomputable, init_xavier
+from models.layers.linear import Linear, attend_add_norm, feed_forward
 from models.registry import PARTS
 from models.structures import TokenSet
 
@@ -23,10 +23,10 @@ class DenseEncoderLayer(Recomputable):
 
     def __init__(self, d_model: int, num_heads: int, ffn_dim: int = 2048, dropout: float = 0.1):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.linear1 = Linear(d_model, ffn_dim)
+        self.linear2 = Linear(ffn_dim, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self)
@@ -34,10 +34,11 @@ class DenseEncoderLayer(Recomputable):
     def forward(self, memory: TokenSet) -> Tensor:
         """Updates every token: (B, S, C)."""
         query = memory.tokens + memory.pos
-        answer, _ = self.self_attn(query, query, memory.tokens, key_padding_mask=memory.padding, need_weights=False)
-        tokens = self.norm1(memory.tokens + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        asked = (query, query, memory.tokens)
+        tokens, _ = attend_add_norm(
+            self.self_attn, memory.tokens, self.norm1, self.dropout, *asked, key_padding_mask=memory.padding
+        )
+        return feed_forward(tokens, self.linear1, self.linear2, self.norm2, self.dropout)
 
 
 @PARTS.register
@@ -50,12 +51,12 @@ class DenseDecoderLayer(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, ffn_dim: int = 2048, dropout: float = 0.1):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
         self.norm1 = nn.LayerNorm(d_model)
-        self.multihead_attn = nn.MultiheadAttention(d_model, num_heads, dropout, batch_first=True)
+        self.multihead_attn = MultiheadAttention(d_model, num_heads, dropout)
         self.norm2 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.linear1 = Linear(d_model, ffn_dim)
+        self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self)
@@ -72,18 +73,13 @@ class DenseDecoderLayer(nn.Module):
             (B, Q, C).
         """
         query = content + pos
-        seen, _ = self.self_attn(query, query, content, attn_mask=mask, need_weights=False)
-        content = self.norm1(content + self.dropout(seen))
-        answer, _ = self.multihead_attn(
-            content + pos,
-            memory.tokens + memory.pos,
-            memory.tokens,
-            key_padding_mask=memory.padding,
-            need_weights=False,
+        asked = (query, query, content)
+        content, _ = attend_add_norm(self.self_attn, content, self.norm1, self.dropout, *asked, attn_mask=mask)
+        asked = (content + pos, memory.tokens + memory.pos, memory.tokens)
+        content, _ = attend_add_norm(
+            self.multihead_attn, content, self.norm2, self.dropout, *asked, key_padding_mask=memory.padding
         )
-        content = self.norm2(content + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
-        return self.norm3(content + self.dropout(self.linear2(hidden)))
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout)
 
 
 @PARTS.register
@@ -99,22 +95,22 @@ class ConditionalDecoderLayer(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, ffn_dim: int = 2048, dropout: float = 0.1):
         super().__init__()
-        self.sa_qcontent_proj = nn.Linear(d_model, d_model)
-        self.sa_qpos_proj = nn.Linear(d_model, d_model)
-        self.sa_kcontent_proj = nn.Linear(d_model, d_model)
-        self.sa_kpos_proj = nn.Linear(d_model, d_model)
-        self.sa_v_proj = nn.Linear(d_model, d_model)
+        self.sa_qcontent_proj = Linear(d_model, d_model)
+        self.sa_qpos_proj = Linear(d_model, d_model)
+        self.sa_kcontent_proj = Linear(d_model, d_model)
+        self.sa_kpos_proj = Linear(d_model, d_model)
+        self.sa_v_proj = Linear(d_model, d_model)
         self.self_attn = ProjectedAttention(d_model, num_heads, dropout)
         self.norm1 = nn.LayerNorm(d_model)
-        self.ca_qcontent_proj = nn.Linear(d_model, d_model)
-        self.ca_qpos_sine_proj = nn.Linear(d_model, d_model)
-        self.ca_kcontent_proj = nn.Linear(d_model, d_model)
-        self.ca_kpos_proj = nn.Linear(d_model, d_model)
-        self.ca_v_proj = nn.Linear(d_model, d_model)
+        self.ca_qcontent_proj = Linear(d_model, d_model)
+        self.ca_qpos_sine_proj = Linear(d_model, d_model)
+        self.ca_kcontent_proj = Linear(d_model, d_model)
+        self.ca_kpos_proj = Linear(d_model, d_model)
+        self.ca_v_proj = Linear(d_model, d_model)
         self.cross_attn = ProjectedAttention(d_model, num_heads, dropout)
         self.norm2 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.linear1 = Linear(d_model, ffn_dim)
+        self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self)
@@ -133,8 +129,7 @@ class ConditionalDecoderLayer(nn.Module):
         """
         content = self.norm1(content + self.dropout(self._ask_queries(content, pos, mask)))
         content = self.norm2(content + self.dropout(self._ask_memory(content, pos, spatial, memory)))
-        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
-        return self.norm3(content + self.dropout(self.linear2(hidden)))
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout)
 
     def _ask_queries(self, content: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         heads = self.self_attn.heads
@@ -166,7 +161,7 @@ class FirstConditionalDecoderLayer(ConditionalDecoderLayer):
 
     def __init__(self, d_model: int, num_heads: int, ffn_dim: int = 2048, dropout: float = 0.1):
         super().__init__(d_model, num_heads, ffn_dim, dropout)
-        self.ca_qpos_proj = nn.Linear(d_model, d_model)
+        self.ca_qpos_proj = Linear(d_model, d_model)
         init_xavier(self.ca_qpos_proj)
 
     def content_halves(

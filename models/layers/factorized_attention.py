@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from models.layers.basic import GELUMLP, Recomputable
+from models.layers.linear import Linear
 
 
 def tokens_to_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -70,8 +71,8 @@ class FactorizedAttention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.scale = (channels // self.HEADS) ** -0.5
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, tokens: Tensor, shape: tuple[int, int], relative: RelativePosition) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C)."""

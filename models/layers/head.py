@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.basic import MLP, inverse_sigmoid
+from models.layers.linear import Linear
 from models.registry import PARTS
 from models.structures import Detections
 
@@ -25,7 +26,7 @@ class DetectionHead(nn.Module):
     def __init__(self, d_model: int, num_classes: int, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
-        self.class_embed = nn.Linear(d_model, num_classes)
+        self.class_embed = Linear(d_model, num_classes)
         self.bbox_embed = MLP(d_model, d_model, d_model, 4)
         nn.init.constant_(self.class_embed.bias, -math.log((1 - PRIOR) / PRIOR))
         self.set_size_bias(0.0)
@@ -71,7 +72,7 @@ class SoftmaxHead(nn.Module):
 
     def __init__(self, d_model: int, num_classes: int):
         super().__init__()
-        self.class_embed = nn.Linear(d_model, num_classes + 1)
+        self.class_embed = Linear(d_model, num_classes + 1)
         self.bbox_embed = MLP(d_model, d_model, d_model, 4)
 
     def forward(self, hidden: Tensor) -> Detections:

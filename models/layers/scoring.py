@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.basic import init_xavier
+from models.layers.linear import Linear
 
 
 class ProposalFeatures(nn.Module):
@@ -11,7 +12,7 @@ class ProposalFeatures(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.enc_output = nn.Linear(d_model, d_model)
+        self.enc_output = Linear(d_model, d_model)
         self.enc_output_norm = nn.LayerNorm(d_model)
         init_xavier(self.enc_output)
 
@@ -29,13 +30,13 @@ class TokenScorer(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.layer1 = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU())
+        self.layer1 = nn.Sequential(nn.LayerNorm(d_model), Linear(d_model, d_model), nn.GELU())
         self.layer2 = nn.Sequential(
-            nn.Linear(d_model, d_model // 2),
+            Linear(d_model, d_model // 2),
             nn.GELU(),
-            nn.Linear(d_model // 2, d_model // 4),
+            Linear(d_model // 2, d_model // 4),
             nn.GELU(),
-            nn.Linear(d_model // 4, 1),
+            Linear(d_model // 4, 1),
         )
         init_xavier(self)
 

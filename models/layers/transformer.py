@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from models.layers.attention import MultiheadAttention
 from models.layers.basic import Recomputable, init_xavier
+from models.layers.linear import Linear, attend_add_norm, feed_forward
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling
 
@@ -26,8 +27,8 @@ class DeformableEncoderLayer(Recomputable):
         super().__init__()
         self.self_attn = attention()
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.linear1 = Linear(d_model, ffn_dim)
+        self.linear2 = Linear(ffn_dim, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.linear1)
@@ -48,13 +49,12 @@ class DeformableEncoderLayer(Recomputable):
 
     def attend(self, tokens: Tensor, pos: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
         """The first half of the layer: attention, residual, norm."""
-        answer, _ = self.self_attn(tokens + pos, reference, memory)
-        return self.norm1(tokens + self.dropout(answer))
+        answer, _ = attend_add_norm(self.self_attn, tokens, self.norm1, self.dropout, tokens + pos, reference, memory)
+        return answer
 
     def feed_forward(self, tokens: Tensor, memory: Pyramid) -> Tensor:
         """The second half: network, residual, norm."""
-        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        return feed_forward(tokens, self.linear1, self.linear2, self.norm2, self.dropout)
 
 
 @PARTS.register
@@ -77,8 +77,8 @@ class SplitFFNEncoderLayer(DeformableEncoderLayer):
     ):
         super().__init__(d_model, attention, ffn_dim, dropout)
         self.high_levels = high_levels
-        self.linear12 = nn.Linear(d_model, low_ffn_dim)
-        self.linear22 = nn.Linear(low_ffn_dim, d_model)
+        self.linear12 = Linear(d_model, low_ffn_dim)
+        self.linear22 = Linear(low_ffn_dim, d_model)
         self.norm22 = nn.LayerNorm(d_model)
         init_xavier(self.linear12)
         init_xavier(self.linear22)
@@ -86,9 +86,7 @@ class SplitFFNEncoderLayer(DeformableEncoderLayer):
     def feed_forward(self, tokens: Tensor, memory: Pyramid) -> Tensor:
         """Fine tokens through the narrow network, coarse ones through the wide one."""
         start = memory.coarsest(self.high_levels).start
-        fine = tokens[:, :start]
-        hidden = self.dropout(F.relu(self.linear12(fine), inplace=True))
-        fine = self.norm22(fine + self.dropout(self.linear22(hidden)))
+        fine = feed_forward(tokens[:, :start], self.linear12, self.linear22, self.norm22, self.dropout)
         return torch.cat([fine, super().feed_forward(tokens[:, start:], memory)], 1)
 
 
@@ -113,12 +111,12 @@ class DeformableDecoderLayer(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
         self.norm2 = nn.LayerNorm(d_model)
         self.cross_attn = attention()
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, d_model)
+        self.linear1 = Linear(d_model, ffn_dim)
+        self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         for module in (self.self_attn, self.linear1, self.linear2):
@@ -139,9 +137,9 @@ class DeformableDecoderLayer(nn.Module):
             (B, Q, C), and where the cross-attention looked.
         """
         query = content + pos
-        seen, _ = self.self_attn(query, query, content, attn_mask=mask, need_weights=False)
-        content = self.norm2(content + self.dropout(seen))
-        answer, sampling = self.cross_attn(content + pos, reference, memory)
-        content = self.norm1(content + self.dropout(answer))
-        hidden = self.dropout(F.relu(self.linear1(content), inplace=True))
-        return self.norm3(content + self.dropout(self.linear2(hidden))), sampling
+        asked = (query, query, content)
+        content, _ = attend_add_norm(self.self_attn, content, self.norm2, self.dropout, *asked, attn_mask=mask)
+        content, sampling = attend_add_norm(
+            self.cross_attn, content, self.norm1, self.dropout, content + pos, reference, memory
+        )
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from models.layers.linear import Linear
 from models.registry import PARTS
 from models.structures import Pyramid, Queries, QueryGroup, TokenSet
 
@@ -20,7 +21,7 @@ class LearnedPointQueries(nn.Module):
         super().__init__()
         self.groups = (QueryGroup("matching", num_queries),)
         self.embed = nn.Embedding(num_queries, 2 * d_model)
-        self.reference_points = nn.Linear(d_model, 2)
+        self.reference_points = Linear(d_model, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 

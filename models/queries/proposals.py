@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.basic import init_xavier
+from models.layers.linear import Linear
 from models.layers.position import box_sine_embedding
 from models.registry import PARTS
 from models.structures import Detections, Pyramid, Queries, QueryGroup, gather_tokens
@@ -107,7 +108,7 @@ class BoxEmbedding(nn.Module):
 
     def __init__(self, d_model: int, width: int):
         super().__init__()
-        self.pos_trans = nn.Linear(2 * d_model, width)
+        self.pos_trans = Linear(2 * d_model, width)
         self.pos_trans_norm = nn.LayerNorm(width)
         self.half_width = d_model // 2
         init_xavier(self.pos_trans)

@@ -19,14 +19,14 @@ def introduction(
     detector: nn.Module,
     data: list[str],
     precision: Precision,
-    kernels: tuple[str, ...],
+    kernels: list[str],
     state: TrainingState | None = None,
 ) -> str:
     """A table for people.
 
     Args:
         data: a line for each split.
-        kernels: which there are of deformable attention.
+        kernels: a line for each operation that has some.
         state: of a training; None where nothing is trained.
     """
     rows: dict[str, str | list[str]] = {
@@ -34,7 +34,7 @@ def introduction(
         "data": [*data, *describe_sizes(cfg["data"])],
         **({} if state is None else {"schedule": describe_schedule(cfg, state)}),
         "device": describe_device(precision, args.num_workers),
-        "kernels": f"of deformable attention: {', '.join(kernels)}",
+        "kernels": kernels,
         "output": str(output_folder(args)),
     }
     return f"{'evaluation' if state is None else 'training'}\n{format_table(rows)}"

@@ -1,0 +1,140 @@
+"""Linear layers, and what stands around them in transformers: activation, residual, norm.
+
+The functions compute what their one-line descriptions say. Without gradients they hand it to `models.ops.linear` whole,
+which does it in one pass where the extension's kernels serve. A module that somebody looks into by a hook, has put in a
+layer's place or derived from its class is always called.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as global_hooks
+
+from models.ops import linear as products
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear; on CPUs with the extension's products, see models.ops.linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return products.linear(x, self.weight, self.bias)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its `forward`."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    everywhere = (
+        global_hooks._global_forward_hooks,
+        global_hooks._global_forward_pre_hooks,
+        global_hooks._global_backward_hooks,
+        global_hooks._global_backward_pre_hooks,
+    )
+    return any(own) or any(everywhere)
+
+
+def _are_as_such(*layers: nn.Module) -> bool:
+    """Whether these are linear layers, norms and dropouts of which nobody would miss the call."""
+    return all(type(layer) in (Linear, nn.LayerNorm, nn.Dropout) and not has_hooks(layer) for layer in layers)
+
+
+def _norms_sum(norm: nn.LayerNorm, dropout: nn.Dropout) -> bool:
+    """Whether what stands between a linear layer and a norm is a sum alone, and the norm the usual one."""
+    drops = dropout.training and dropout.p > 0
+    return not drops and len(norm.normalized_shape) == 1 and norm.weight is not None and norm.bias is not None
+
+
+def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
+    """relu(layer(x))."""
+    if _are_as_such(layer):
+        return products.linear(x, layer.weight, layer.bias, "relu")
+    return F.relu(layer(x), inplace=True)
+
+
+def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+    """gelu(layer(x))."""
+    if _are_as_such(layer):
+        return products.linear(x, layer.weight, layer.bias, "gelu")
+    return F.gelu(layer(x))
+
+
+def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    """residual + layer(x)."""
+    if _are_as_such(layer) and residual.dtype == x.dtype:
+        return products.linear(x, layer.weight, layer.bias, residual=residual)
+    return residual + layer(x)
+
+
+def linear_add_norm(layer: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module, dropout: nn.Dropout) -> Tensor:
+    """norm(residual + dropout(layer(x)))."""
+    if not torch.is_grad_enabled() and _are_as_such(layer, norm, dropout) and _norms_sum(norm, dropout):
+        return products.linear_norm(x, layer.weight, layer.bias, residual, norm)
+    return norm(residual + dropout(layer(x)))
+
+
+def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, norm: nn.Module, dropout: nn.Dropout) -> Tensor:
+    """norm(x + dropout(second(dropout(relu(first(x))))))."""
+    if not torch.is_grad_enabled() and _are_as_such(first, second, norm, dropout) and _norms_sum(norm, dropout):
+        return products.feed_forward(x, (first.weight, second.weight), (first.bias, second.bias), norm)
+    return norm(x + dropout(second(dropout(linear_relu(first, x)))))
+
+
+def convolve_pointwise(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rectify: bool) -> Tensor:
+    """A 1x1 convolution of stride 1 of maps that are stored channels last: a linear layer of their pixels.
+
+    Args:
+        x: (B, C, H, W).
+        weight, bias: (C', C, 1, 1) and (C',).
+        residual: (B, C', H, W), added before the ReLU, or None.
+        rectify: whether a ReLU follows.
+    """
+    residual = None if residual is None else residual.permute(0, 2, 3, 1)
+    activation = "relu" if rectify else "none"
+    rows = products.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias, activation, residual=residual)
+    return rows.permute(0, 3, 1, 2)
+
+
+def has_pointwise_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve_pointwise` has kernels of its own for these."""
+    return x.is_contiguous(memory_format=torch.channels_last) and products.kernel_dtype(x, weight) is not None
+
+
+NAMES = ("look_up", "forward")
+
+
+class Projecting(nn.Module):
+    """A module whose last step is a linear layer: what an attention looks up, and the projection of it.
+
+    Derived classes have `look_up`, with the arguments of `forward`, which returns what is projected and whatever else
+    there is to say; and name the projection.
+    """
+
+    projection: str
+
+    def forward(self, *inputs, **named) -> tuple[Tensor, Any]:
+        """The projected answer, and the rest."""
+        found, rest = self.look_up(*inputs, **named)
+        return getattr(self, self.projection)(found), rest
+
+    def look_up(self, *inputs, **named) -> tuple[Tensor, Any]:
+        """What is projected, and the rest."""
+        raise NotImplementedError
+
+
+def _looks_up(kind: type) -> bool:
+    """Whether a class calls its `look_up`: none derived from it has a `forward` of its own."""
+    found = [next(place for place, base in enumerate(kind.__mro__) if name in vars(base)) for name in NAMES]
+    return found == sorted(found)
+
+
+def attend_add_norm(
+    attention: nn.Module, residual: Tensor, norm: nn.Module, dropout: nn.Dropout, *inputs, **named
+) -> tuple[Tensor, Any]:
+    """norm(residual + dropout(answer)), and the rest, of `answer, rest = attention(*inputs, **named)`."""
+    if isinstance(attention, Projecting) and _looks_up(type(attention)) and not has_hooks(attention):
+        found, rest = attention.look_up(*inputs, **named)
+        return linear_add_norm(getattr(attention, attention.projection), found, residual, norm, dropout), rest
+    answer, rest = attention(*inputs, **named)
+    return norm(residual + dropout(answer)), rest

@@ -1,0 +1,156 @@
+"""Layers that go through the extension's products in one step are still the modules that they are made of."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.layers.attention import MultiheadAttention
+from models.layers.deformable_attention import MSDeformAttn
+from models.layers.dense import DenseDecoderLayer
+from models.layers.linear import Linear, Projecting, convolve_pointwise
+from models.layers.transformer import DeformableEncoderLayer
+from models.structures import Pyramid, TokenSet
+
+SHAPES = ((6, 4), (3, 2))
+WIDTH = 16
+
+
+def inputs():
+    torch.manual_seed(1)
+    count = sum(h * w for h, w in SHAPES)
+    tokens, pos = torch.randn(2, count, WIDTH), torch.randn(2, count, WIDTH)
+    pyramid = Pyramid(tokens, pos, torch.zeros(2, count, dtype=torch.bool), SHAPES, (SHAPES, SHAPES))
+    return tokens, pos, pyramid.centers_on_levels(), pyramid
+
+
+def encoder_layer(attention=lambda: MSDeformAttn(WIDTH, 2, len(SHAPES), 2)):
+    torch.manual_seed(0)
+    layer = DeformableEncoderLayer(WIDTH, attention, 32).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def test_without_gradients_a_layer_answers_as_with_them():
+    layer = encoder_layer()
+    with torch.no_grad():
+        ours = layer(*inputs())
+    torch.testing.assert_close(ours, layer(*inputs()).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in encoder_layer().named_modules() if name])
+def test_hooks_of_every_module_are_called(name):
+    layer, calls = encoder_layer(), []
+    layer.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        layer(*inputs())
+    assert len(calls) == (3 if name == "dropout" else 1)
+
+
+def test_a_hook_may_change_what_a_linear_layer_says():
+    layer = encoder_layer()
+    layer.linear1.register_forward_hook(lambda module, given, answer: answer * 0)
+    with torch.no_grad():
+        tokens = layer.attend(*inputs())
+        expected = layer.norm2(tokens + layer.linear2.bias)
+        torch.testing.assert_close(layer.feed_forward(tokens, inputs()[-1]), expected)
+
+
+@pytest.mark.parametrize("name", ["linear1", "linear2", "norm1", "self_attn.output_proj", "self_attn"])
+def test_a_module_put_in_a_layers_place_is_called(name):
+    layer, calls = encoder_layer(), []
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *given):
+            calls.append(1)
+            return self.inner(*given)
+
+    parent, _, last = name.rpartition(".")
+    setattr(layer.get_submodule(parent), last, Wrapped(layer.get_submodule(name)))
+    with torch.no_grad():
+        layer(*inputs())
+    assert calls == [1]
+
+
+def test_an_attention_derived_from_ours_is_called():
+    class Negated(MSDeformAttn):
+        def forward(self, *given):
+            answer, sampling = super().forward(*given)
+            return -answer, sampling
+
+    with torch.no_grad():
+        negated, plain = encoder_layer(lambda: Negated(WIDTH, 2, len(SHAPES), 2)), encoder_layer()
+        plain.self_attn.output_proj.weight.neg_()
+        plain.self_attn.output_proj.bias.neg_()
+        torch.testing.assert_close(negated(*inputs()), plain(*inputs()))
+
+
+def test_dropout_and_training_are_left_to_the_modules():
+    layer = encoder_layer().train()
+    with torch.no_grad():
+        given = inputs()
+        assert not torch.equal(layer(*given), layer(*given))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_attention_equals_pytorchs(padded, masked, together):
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    ours = MultiheadAttention(WIDTH, 4)
+    assert torch.equal(drawn, torch.rand(1)), "as many random numbers are drawn"
+    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+    query, value = torch.randn(2, 5, WIDTH), torch.randn(2, 5, WIDTH)
+    key = query if together else torch.randn(2, 5, WIDTH)
+    named = {"key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2])} if padded else {}
+    named |= {"attn_mask": torch.eye(5, dtype=torch.bool)} if masked else {}
+    expected, weights = theirs(query, key, value, **named)
+    torch.testing.assert_close(ours(query, key, value, **named)[0], expected)
+    torch.testing.assert_close(ours(query, key, value, need_weights=True, **named), (expected, weights))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(query, key, value, **named)[0], expected.detach())
+
+
+def test_a_decoder_layer_answers_alike_with_hooks_and_without():
+    torch.manual_seed(0)
+    layer = DenseDecoderLayer(WIDTH, 2, 32).eval()
+    memory = TokenSet(torch.randn(2, 9, WIDTH), torch.randn(2, 9, WIDTH), torch.zeros(2, 9, dtype=torch.bool))
+    content, pos = torch.randn(2, 5, WIDTH), torch.randn(2, 5, WIDTH)
+    with torch.no_grad():
+        fused = layer(content, pos, memory, None)
+        for module in layer.modules():
+            module.register_forward_hook(lambda *_: None)
+        torch.testing.assert_close(fused, layer(content, pos, memory, None), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_a_pointwise_convolution_is_a_linear_layer(rectify, shortcut):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 8, 5, 3), torch.randn(20, 8, 1, 1), torch.randn(20)
+    residual = torch.randn(2, 20, 5, 3) if shortcut else None
+    expected = F.conv2d(x, weight, bias) + (residual if shortcut else 0)
+    x = x.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found = convolve_pointwise(x, weight, bias, residual, rectify)
+    torch.testing.assert_close(found, F.relu(expected) if rectify else expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_layers_are_pytorchs_to_whoever_asks():
+    assert issubclass(Linear, nn.Linear)
+    assert issubclass(MSDeformAttn, Projecting)
+    torch.manual_seed(0)
+    ours = Linear(3, 4)
+    torch.manual_seed(0)
+    theirs = nn.Linear(3, 4)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert repr(ours) == repr(theirs)
