@@ -29,6 +29,7 @@ from models.ops import describe_kernels
 from models.weights import load_initial_weights, load_trained_weights
 from util.checkpoints.store import CheckpointStore
 from util.cli.options import config_of_arguments, output_folder, write_config
+from util.cli.outputs import writable_folder
 from util.cli.program import begin_program, exit_status
 from util.cli.summary import introduction
 from util.config import ConfigError
@@ -55,8 +56,7 @@ class Run:
 
     def __init__(self, args: Namespace):
         self.args, self.cfg = args, config_of_arguments(args)
-        self.output_dir = output_folder(args)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.output_dir = writable_folder(output_folder(args))
         setup_logging(self.output_dir)
         log.info("command: %s %s", " ".join(sys.argv), args.note)
         self.options = call_with_config(TrainingOptions, self.cfg.training, f"{args.config_file}: training")
@@ -144,10 +144,14 @@ class Run:
         detector, resize = self.build(), self.cfg.data.resize
         size = resize.scale, min(resize.max_size, resize.scale * 4 // 3)
         measured = measure_detector(detector, self.precision, size)
+        self._write_benchmark(measured)
         if self.args.benchmark_train:
             parts = detector, self.criterion, self.cfg, self.options, self.precision
             measured["training"] = benchmark_training(*parts, size)
+            self._write_benchmark(measured)
         log.info("\n%s", format_benchmark(measured))
+
+    def _write_benchmark(self, measured: dict):
         if is_main():
             (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from util.checkpoints.files import CheckpointError, ema_weights, model_weights, read_checkpoint
+from util.cli.outputs import writable_file
 
 
 def convert(source: Path, target: Path, averaged: bool = False):
@@ -42,7 +43,7 @@ def convert(source: Path, target: Path, averaged: bool = False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, nargs="?")
+    parser.add_argument("target", type=writable_file, nargs="?")
     parser.add_argument("--ema", action="store_true", help="the EMA of the weights")
     args = parser.parse_args()
     target = args.target or args.source.with_suffix(".safetensors")

@@ -26,6 +26,7 @@ from models.detector import Detector
 from models.ops.ms_deform_attn import BACKENDS
 from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
+from util.cli.outputs import writable_file
 from util.config import ConfigError, parse_options
 from util.tensors.image_batch import ImageBatch
 
@@ -217,7 +218,7 @@ def example_image(height: int, width: int) -> Tensor:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", required=True, help="file or URL")
-    parser.add_argument("--output", required=True, type=Path, help="the file to write: .onnx or .pt2")
+    parser.add_argument("--output", required=True, type=writable_file, help="the file to write: .onnx or .pt2")
     parser.add_argument("-c", "--config_file", help="for the papers' own files, which hold no config")
     parser.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config; need -c")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="default: the config's, as 4 to 3")

@@ -31,6 +31,7 @@ from datasets.predictions import Found, Predictions, draw_found
 from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
+from util.cli.outputs import writable_folder
 from util.config import ConfigDict, ConfigError, nearest_name, node_location, parse_options
 from util.config.registry import call_with_config
 from util.reporting.logger import setup_logging
@@ -189,7 +190,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "-c", "--config_file", metavar="FILE", help="instead of the config in the checkpoint; the papers' files need it"
     )
     add("--options", nargs="+", action="extend", metavar="PATH=VALUE", help="override values of -c")
-    add("--output_dir", default="output/predictions", metavar="DIR", help="default: output/predictions")
+    add(
+        "--output_dir",
+        type=writable_folder,
+        default="output/predictions",
+        metavar="DIR",
+        help="default: output/predictions",
+    )
     add("--score", type=float, default=0.3, metavar="S", help="leave out detections below it (default: 0.3)")
     add("--classes", nargs="+", metavar="NAME", help="leave out other classes; names or category ids")
     add("--batch_size", type=int, default=1, metavar="N", help="more is faster on a GPU; images are then padded")
@@ -231,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     allow_tf32(args.tf32 and predictor.precision.device == "cuda")
     start = time.perf_counter()
-    predictions = Predictions(predictor.categories, Path(args.output_dir), drawn=not args.json_only)
+    predictions = Predictions(predictor.categories, args.output_dir, drawn=not args.json_only)
     try:
         skipped = predict(predictor, find_image_files(args.images), predictions, args.batch_size)
     except CaptureError as error:

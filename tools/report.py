@@ -23,6 +23,7 @@ from datasets.cards import SHORT_KINDS, image_card
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset
 from tools.lib.svg import Line, line_chart
+from util.cli.outputs import UnwritableError, writable_file
 from util.config import ConfigDict, ConfigError, parse_config
 from util.reporting.logger import journal_points, read_journal
 
@@ -226,7 +227,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--num_images", "--pictures", type=int, default=6, metavar="N", help="of the best and of the worst (default: 6)"
     )
-    add("--out", type=Path, metavar="FILE", help="default: OUTPUT_DIR/report.html")
+    add("--out", type=writable_file, metavar="FILE", help="default: OUTPUT_DIR/report.html")
     return parser.parse_args(arguments)
 
 
@@ -235,11 +236,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         inputs = read_inputs(args.output_dir, args.coco_path)
-    except (MissingInputError, ConfigError, ValueError) as error:
+        out = args.out or writable_file(args.output_dir / "report.html")
+    except (MissingInputError, ConfigError, UnwritableError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     page = build_report(args.output_dir, *inputs, args.score, args.num_images)
-    out = args.out or args.output_dir / "report.html"
     out.write_text(page, encoding="utf-8", errors="replace")
     print(f"{out}: {len(page) / 1e6:.1f} MB")
     return 0

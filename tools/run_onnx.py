@@ -39,6 +39,8 @@ def main():
     parser.add_argument("--score", type=float, default=0.3, help="detections below are left out")
     parser.add_argument("--output_dir", type=Path)
     args = parser.parse_args()
+    if args.output_dir:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
     detector = Detector(args.model)
     for path in args.images:
         image = Image.open(path).convert("RGB")
@@ -49,7 +51,6 @@ def main():
                 pen.rectangle((*box[:2], *box.clip(box[[0, 1, 0, 1]])[2:]), outline="red", width=2)
                 pen.text(box[:2], f"{detector.name(label)} {score:.2f}", fill="red")
         if args.output_dir:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
             image.save(args.output_dir / f"{path.stem}.png")
 
 

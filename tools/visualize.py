@@ -35,6 +35,7 @@ from tools.lib.drawings import (
 )
 from tools.lib.traces import Trace
 from util.checkpoints.files import CheckpointError
+from util.cli.outputs import writable_folder
 from util.config import ConfigError, load_config, parse_options
 
 log = logging.getLogger("visualize")
@@ -107,7 +108,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("-c", "--config_file", help="of the model; look needs it for the papers' own files alone")
     shared.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config")
-    shared.add_argument("--output_dir", type=Path, default=Path("output/visualize"))
+    shared.add_argument("--output_dir", type=writable_folder, default="output/visualize")
     one = commands.add_parser("look", parents=[shared], help="what a detector looks at")
     one.add_argument("images", nargs="+", type=Path)
     one.add_argument("--checkpoint", required=True)
@@ -129,7 +130,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     args.command(args)
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch.utils.cpp_extension import CUDA_HOME
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn
+from util.cli.outputs import growing_file, writable_file
 from util.measuring.benchmark import peak_megabytes, time_repeats
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -202,11 +204,17 @@ def op_functions(
     return found | {("plain", name): (work, (1, 2, 3)) for name, work in peers(device, shapes).items()}
 
 
+def say(line: str, file: TextIO | None):
+    """A line for the terminal and, where there is one, for the file."""
+    print(line, flush=True)
+    if file:
+        file.write(f"{line}\n")
+
+
 def benchmark_table(
-    device: str, batch_sizes: list[int], dtypes: list[str], repeats: int, with_classic: bool
-) -> list[str]:
-    """Rows of the Markdown table for one device."""
-    rows = []
+    device: str, batch_sizes: list[int], dtypes: list[str], repeats: int, with_classic: bool, file: TextIO | None
+):
+    """Says the rows of the Markdown table for one device, each when it is measured."""
     for count in batch_sizes:
         for queries in (None, 300, 900):
             for dtype in dtypes:
@@ -221,10 +229,8 @@ def benchmark_table(
                         base.setdefault(attention, ms)
                         memory = f"{peak_megabytes(work, device):.0f}"
                         ratio = f"{base[attention] / ms:.1f}x"
-                        rows.append(
-                            f"| {shape} | {label} | {attention} | {device}: {backend} | {ms:.2f} | {ratio} | {memory} |"
-                        )
-                        print(rows[-1], flush=True)
+                        cells = (shape, label, attention, f"{device}: {backend}", f"{ms:.2f}", ratio, memory)
+                        say(f"| {' | '.join(cells)} |", file)
                 for name, function in forward_peers(device, SHAPES).items():
                     work = forward_only(function, list(inputs[1:4]))
                     try:
@@ -232,9 +238,7 @@ def benchmark_table(
                     except (RuntimeError, TypeError) as error:
                         print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr)
                         continue
-                    rows.append(f"| {shape} | forward | plain | {device}: {name} | {ms:.2f} | | |")
-                    print(rows[-1], flush=True)
-    return rows
+                    say(f"| {shape} | forward | plain | {device}: {name} | {ms:.2f} | | |", file)
 
 
 def main():
@@ -244,7 +248,7 @@ def main():
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + ["cuda"] * torch.cuda.is_available())
     parser.add_argument("--classic", action="store_true", help="measure the classic layout too")
-    parser.add_argument("--out", type=Path, help="write the table to this file too")
+    parser.add_argument("--out", type=writable_file, help="write the table to this file too")
     args = parser.parse_args()
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
@@ -255,14 +259,11 @@ def main():
         "| shape | | attention | backend | ms, median | against reference | peak MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    print("\n".join(head), flush=True)
-    rows = [
-        row
-        for device in args.devices
-        for row in benchmark_table(device, args.batch_sizes, args.dtypes, args.repeats, args.classic)
-    ]
-    if args.out:
-        args.out.write_text("\n".join([*head, *rows]) + "\n")
+    with growing_file(args.out) if args.out else contextlib.nullcontext() as file:
+        for line in head:
+            say(line, file)
+        for device in args.devices:
+            benchmark_table(device, args.batch_sizes, args.dtypes, args.repeats, args.classic, file)
 
 
 if __name__ == "__main__":

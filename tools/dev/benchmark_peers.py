@@ -1,45 +1,84 @@
-"""Times detectors beside transformers' models of the same architecture, in one run on the CPU.
+"""Times detectors beside whatever else can run them, on the CPU: in turns, each in a process of its own.
 
-usage: python tools/dev/benchmark_peers.py [NAME ...] [--repeats N] [--keep_memory]
+usage: python tools/dev/benchmark_peers.py [NAME ...] [--rounds N] [--repeats N] [--size H W] [--bfloat16] [--out FILE]
 
-Needs transformers, which nothing else here does. Weights are random on both sides; one image of 800x1066, float32.
-Each side runs as its users run it: the allocator of memory is told nothing in transformers' process, unless
---keep_memory has it told what main.py tells it (util/processes/allocator.py).
+transformers runs its own model of the same architecture, once with its allocator as it comes and once told what main.py
+tells ours (util/processes/allocator.py). onnxruntime and OpenVINO run our own export (tools/export.py). "Products" are
+the model's matrix products and convolutions alone, one after the other, each by the faster of PyTorch's libraries
+(tools/dev/products.py). Weights are random; one image. Ratios are medians of the rounds' own. Needs
+requirements-extra.txt; what is not installed is named and left out. --out has every round's seconds as CSV.
 """
 
 import argparse
+import contextlib
+import csv
 import functools
+import importlib.metadata
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models import build_detector
+from models.ops import describe_kernels
+from tools.dev.products import processor_name, product_seconds, products_of
+from tools.dev.tables import all_configs, markdown_row
+from tools.export import OnImages, capture, write_onnx
+from util.cli.outputs import growing_file, writable_file
 from util.config import load_config
 from util.processes.allocator import keep_freed_memory
+from util.tensors.precision import Precision
 
 SIZE = (800, 1066)
-PEERS = {
+MODELS = ("deformable_detr_r50", "detr_r50", "conditional_detr_r50", "lite_dino_r50_h3l1_2p1x3_kda")
+TRANSFORMERS = {
     "deformable_detr_r50": ("DeformableDetr", ["stage2", "stage3", "stage4"]),
     "detr_r50": ("Detr", ["stage4"]),
     "conditional_detr_r50": ("ConditionalDetr", ["stage4"]),
 }
 """{our config: (the prefix of transformers' classes, the backbone's stages that it reads)}."""
 
+Run = Callable[[], list[Tensor]]
+"""Detects on the image once; returns what can be compared with our logits and boxes, if anything can."""
 
-@functools.cache
+
+def our_detector(name: str) -> torch.nn.Module:
+    """The model of a config, with weights that are random and in every process the same."""
+    torch.manual_seed(0)
+    return build_detector(load_config(all_configs()[name])).eval()
+
+
+def example(size: tuple[int, int]) -> Tensor:
+    """(1, 3, H, W), in every process the same."""
+    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def ours(name: str, size: tuple[int, int], amp: bool) -> Run:
+    detector, images, precision = our_detector(name), [example(size)[0]], Precision("cpu", amp)
+
+    def run() -> list[Tensor]:
+        with torch.inference_mode(), precision.autocast():
+            output = detector(images)
+        return [output.logits, output.boxes]
+
+    return run
+
+
 def peer_of(name: str) -> torch.nn.Module:
     """transformers' model of the same architecture."""
     import transformers
 
-    prefix, stages = PEERS[name]
+    prefix, stages = TRANSFORMERS[name]
     config = getattr(transformers, f"{prefix}Config")(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
@@ -49,59 +88,199 @@ def peer_of(name: str) -> torch.nn.Module:
     return getattr(transformers, f"{prefix}ForObjectDetection")(config).eval()
 
 
-@torch.inference_mode()
-def seconds_of_peer(name: str) -> float:
-    """Of one image."""
+def by_transformers(name: str, size: tuple[int, int]) -> Run:
     model = peer_of(name)
-    image, mask = torch.randn(1, 3, *SIZE), torch.ones(1, *SIZE, dtype=torch.long)
-    start = time.perf_counter()
-    model(image, mask)
-    return time.perf_counter() - start
+    image, mask = example(size), torch.ones(1, *size, dtype=torch.long)
+
+    def run() -> list[Tensor]:
+        with torch.inference_mode():
+            model(image, mask)
+        return []  # its weights are others
+
+    return run
 
 
-class Peer:
-    """transformers' model of the same architecture, in a process of its own, which may keep freed memory too."""
+def by_onnxruntime(path: str, size: tuple[int, int]) -> Run:
+    import onnxruntime
 
-    def __init__(self, name: str, keep_memory: bool = False):
-        self.name = name
-        self.process = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=keep_freed_memory if keep_memory else None
-        )
-
-    def __call__(self, *_) -> float:
-        """Detects on one image of SIZE; returns the seconds that it took."""
-        return self.process.submit(seconds_of_peer, self.name).result()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    image = example(size).numpy()
+    return lambda: [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: image})]
 
 
-@torch.inference_mode()
-def compare(name: str, repeats: int, keep_memory: bool) -> str:
-    """Both models in turns, after one round that does not count."""
-    (path,) = (ROOT / "config").rglob(f"{name}.py")
-    ours, theirs = build_detector(load_config(path)).eval(), Peer(name, keep_memory)
-    image, seconds = torch.randn(3, *SIZE), ([], [])
-    for _ in range(repeats + 1):
+def by_openvino(path: str, size: tuple[int, int], precision: str) -> Run:
+    import openvino
+
+    wishes = {
+        "INFERENCE_PRECISION_HINT": precision,  # it would take bfloat16 by itself where there are instructions
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled, image = openvino.Core().compile_model(path, "CPU", wishes), example(size).numpy()
+    return lambda: [torch.from_numpy(x) for x in compiled(image).values()]
+
+
+def products(name: str, size: tuple[int, int]) -> Run:
+    counts = products_of(our_detector(name), example(size))
+    times = {shape: product_seconds(shape) for shape in counts}
+    found = sum(count * times[shape] for shape, count in counts.items())
+    return lambda: [torch.tensor(found)]
+
+
+@functools.cache
+def built(build: Callable[..., Run], *arguments) -> Run:
+    """In a side's process: what it runs, made once."""
+    return build(*arguments)
+
+
+def measure(repeats: int, build: Callable[..., Run], *arguments) -> tuple[float, list[Tensor]]:
+    """In a side's process: the median of some runs' seconds, and the last answer."""
+    if build is products:
+        built.cache_clear()
+        return built(build, *arguments)()[0].item(), []
+    run, seconds, answer = built(build, *arguments), [], []
+    for _ in range(repeats):
         start = time.perf_counter()
-        ours([image])
-        seconds[0].append(time.perf_counter() - start)
-        seconds[1].append(theirs())
-    a, b = (statistics.median(found[1:]) for found in seconds)
-    return f"| {name} | {a:.2f} | {b:.2f} | {b / a:.2f} |"
+        answer = run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), answer
+
+
+class Side:
+    """Something that is timed, in a process of its own.
+
+    Args:
+        build: makes what is run, in that process.
+        arguments: what `build` takes.
+        keeps_memory: whether its allocator is told what main.py tells ours.
+    """
+
+    def __init__(self, build: Callable[..., Run], *arguments, keeps_memory: bool = False):
+        self.work = build, *arguments
+        prepare = keep_freed_memory if keeps_memory else None
+        self.process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare)
+
+    def measure(self, repeats: int = 1) -> tuple[float, list[Tensor]]:
+        """Seconds of one image, and what was answered."""
+        return self.process.submit(measure, repeats, *self.work).result()
+
+    def __call__(self, *_):
+        """Detects once; for whoever times it from outside."""
+        self.measure()
+
+    def close(self):
+        """Ends its process."""
+        self.process.shutdown()
+
+
+def installed(package: str) -> str | None:
+    """A package's version."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def sides_of(name: str, size: tuple[int, int], bfloat16: bool, folder: Path) -> dict[str, Side]:
+    """All that can be timed of a model, ours first."""
+    sides = {"ours": Side(ours, name, size, False, keeps_memory=True)}
+    sides["products"] = Side(products, name, size, keeps_memory=True)
+    if name in TRANSFORMERS and installed("transformers"):
+        sides["transformers"] = Side(by_transformers, name, size)
+        sides["transformers, our allocator"] = Side(by_transformers, name, size, keeps_memory=True)
+    exported = str(folder / f"{name}.onnx")
+    if installed("onnx") and installed("onnxscript") and (installed("onnxruntime") or installed("openvino")):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as exporter:  # its memory goes with it
+            exporter.submit(export, name, size, exported).result()
+        if installed("onnxruntime"):
+            sides["onnxruntime"] = Side(by_onnxruntime, exported, size)
+        if installed("openvino"):
+            sides["OpenVINO"] = Side(by_openvino, exported, size, "f32")
+            if bfloat16:
+                sides["OpenVINO, bfloat16"] = Side(by_openvino, exported, size, "bf16")
+    if bfloat16:
+        sides["ours, bfloat16"] = Side(ours, name, size, True, keeps_memory=True)
+    return sides
+
+
+def export(name: str, size: tuple[int, int], path: str):
+    """Writes our model as ONNX."""
+    program = capture(OnImages(our_detector(name)), example(size))
+    write_onnx(program, Path(path), {}, ("images", *OnImages.outputs), opset=18)
+
+
+def compare(sides: dict[str, Side], rounds: int, repeats: int, record: Callable[[tuple], object]) -> Iterator[tuple]:
+    """Times all sides in turns, after a round that does not count.
+
+    Args:
+        record: is handed round, side and seconds of every measurement when it is done.
+
+    Yields:
+        for each side: its name, the median of its seconds, the median of its rounds' ratios to our own side of the same
+        type, and the largest difference from our float32 answer (None where it has other weights).
+    """
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    apart: dict[str, float | None] = {}
+    right: list[Tensor] = []
+    for turn in range(rounds + 1):
+        for side, runner in sides.items():
+            taken, answer = runner.measure(repeats)
+            right = answer if side == "ours" else right
+            pairs = list(zip(answer, right, strict=False))
+            apart[side] = max(((a.float() - b.float()).abs().max().item() for a, b in pairs), default=None)
+            if turn:
+                seconds[side].append(taken)
+                record((turn, side, taken))
+    for side, taken in seconds.items():
+        base = seconds["ours, bfloat16" if "bfloat16" in side else "ours"]
+        ratio = statistics.median(theirs / mine for theirs, mine in zip(taken, base, strict=True))
+        yield side, statistics.median(taken), ratio, apart[side]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--keep_memory", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(MODELS)}")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="images in a round")
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"))
+    parser.add_argument("--bfloat16", action="store_true", help="ours and OpenVINO's in bfloat16, too")
+    parser.add_argument("--out", type=writable_file, metavar="FILE")
     args = parser.parse_args()
-    keep_freed_memory()
-    unknown = set(args.names) - PEERS.keys()
+    unknown = set(args.names) - all_configs().keys()
     if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(PEERS)}")
-    print(f"CPU, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {SIZE[0]}x{SIZE[1]}, float32\n")
-    print("| model | seconds | transformers | times as fast |\n|---|---|---|---|")
-    for name in args.names or PEERS:
-        print(compare(name, args.repeats, args.keep_memory), flush=True)
+        parser.error(f"no config is named {', '.join(sorted(unknown))}")
+    packages = ("transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
+    versions = {package: installed(package) for package in packages}
+    missing = [package for package, version in versions.items() if not version]
+    if missing:
+        print(f"left out: {', '.join(missing)}; pip install -r requirements-extra.txt", file=sys.stderr)
+    found = [f"{package} {version}" for package, version in versions.items() if version]
+    size = "x".join(map(str, args.size))
+    print(f"{processor_name()}, {torch.get_num_threads()} threads; {size}, {args.rounds} rounds")
+    print(f"PyTorch {torch.__version__}, {', '.join(found)}")
+    print(f"kernels {'; '.join(describe_kernels())}\n")
+    print(markdown_row("model", "side", "seconds", "times ours", "differs by"))
+    print(markdown_row(*["---"] * 5), flush=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows = csv.writer(stack.enter_context(growing_file(args.out))) if args.out else None
+        if rows:
+            rows.writerow(("model", "round", "side", "seconds"))
+        for name in args.names or MODELS:
+            sides = sides_of(name, tuple(args.size), args.bfloat16, folder)
+            record = functools.partial(_record, rows, name)
+            for side, median, ratio, apart in compare(sides, args.rounds, args.repeats, record):
+                difference = "" if apart is None else f"{apart:.1e}"
+                print(markdown_row(name, side, f"{median:.3f}", f"{ratio:.2f}", difference), flush=True)
+            for side in sides.values():
+                side.close()
+
+
+def _record(rows, name: str, measured: tuple):
+    if rows:
+        rows.writerow((name, *measured))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from tools.dev.speed import measure_all
 from tools.dev.tables import chosen_configs
+from util.cli.outputs import growing_file, writable_file
 from util.processes.allocator import keep_freed_memory
 from util.reporting.plots import line_plots
 
@@ -40,15 +41,15 @@ def main():
         keep_freed_memory()
     chosen = chosen_configs(args.names or MODELS, parser)
     rows = []
-    for side in args.sides:
-        args.size = side, min(LONGEST, side * 4 // 3)
-        for name, numbers in measure_all(chosen, args).items():
-            numbers["seconds"] = statistics.median(numbers["seconds"])
-            rows.append((name, *args.size, *(numbers[key] for key in QUANTITIES.values())))
-    with (ROOT / "docs/growth.csv").open("w", newline="") as file:
+    with growing_file(writable_file(ROOT / "docs/growth.csv")) as file:
         writer = csv.writer(file)
         writer.writerow(("model", "height", "width", *QUANTITIES))
-        writer.writerows((*row[:3], *(f"{value:.4g}" for value in row[3:])) for row in rows)
+        for side in args.sides:
+            args.size = side, min(LONGEST, side * 4 // 3)
+            for name, numbers in measure_all(chosen, args).items():
+                numbers["seconds"] = statistics.median(numbers["seconds"])
+                rows.append((name, *args.size, *(numbers[key] for key in QUANTITIES.values())))
+                writer.writerow((*rows[-1][:3], *(f"{value:.4g}" for value in rows[-1][3:])))
     lines = {}
     for name, height, width, *values in rows:
         lines.setdefault(name, []).append((height * width / 1e6, *values))

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from models import build_detector
-from tools.dev.benchmark_peers import SIZE, Peer
+from tools.dev.benchmark_peers import SIZE, Side, by_transformers
 from tools.dev.tables import PUBLISHED, markdown_table, published_ap
+from util.cli.outputs import growing_file
 from util.config import load_config
 from util.measuring.benchmark import device_name, matrix_rate, measure_latency
 from util.measuring.flops import count_gmacs
@@ -31,12 +32,16 @@ BASELINE = "transformers' deformable_detr_r50"
 
 
 def measure_all(
-    chosen: list[Path], args: argparse.Namespace, peers: dict[str, Callable] | None = None
+    chosen: list[Path],
+    args: argparse.Namespace,
+    peers: dict[str, Callable] | None = None,
+    record: Callable[[tuple], object] = lambda row: None,
 ) -> dict[str, dict]:
     """Times the models one after the other, once a round, and the machine's matrix products between them.
 
     Args:
         peers: by name, further models to time: callables that take a list of images.
+        record: is handed name, seconds, rate and peak_mb of every measurement when it is done.
 
     Returns:
         by name: gmacs (not of peers), peak_mb, and of each round: seconds, the median of the repeats, and rate, the
@@ -56,6 +61,7 @@ def measure_all(
             numbers = measure_latency(detector, 1, args.size, precision, args.repeats)
             found[name]["seconds"].append(numbers["latency_ms"] / 1e3)
             found[name]["peak_mb"] = numbers["peak_mb"]
+            record((name, numbers["latency_ms"] / 1e3, rate, numbers["peak_mb"]))
             print(f"{name} {numbers['latency_ms']:.0f} ms, {rate:.0f} GFLOP/s", file=sys.stderr)
     return found
 
@@ -69,12 +75,15 @@ def baseline(args: argparse.Namespace) -> dict[str, Callable]:
     """transformers' model by name, where transformers is installed and can be held against the given seconds."""
     measurable = args.device == "cpu" and not args.amp and tuple(args.size) == SIZE
     found = measurable and importlib.util.find_spec("transformers") is not None
-    return {BASELINE: Peer("deformable_detr_r50")} if found else {}
+    return {BASELINE: Side(by_transformers, "deformable_detr_r50", SIZE)} if found else {}
 
 
 def write_speed(chosen: list[Path], args: argparse.Namespace):
-    """Measures and writes speed.{md,csv,png} in a folder."""
-    found = measure_all(chosen, args, baseline(args))
+    """Measures and writes speed.{md,csv,png} in a folder, and speed_rounds.csv as it gets on."""
+    with growing_file(args.out / "speed_rounds.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", "seconds", "matrix products, 10^9 operations per second", "peak MB"))
+        found = measure_all(chosen, args, baseline(args), writer.writerow)
     rate = statistics.median(rate for numbers in found.values() for rate in numbers["rate"])
     theirs = found.pop(BASELINE, {}).get("seconds")
     base = args.baseline if args.baseline in found else chosen[0].stem

@@ -13,6 +13,8 @@ import argparse
 import ast
 import sys
 from collections import Counter
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from models import build_detector
 from tools.dev.speed import write_speed
 from tools.dev.tables import PAPERS, PUBLISHED, SCHEDULE, chosen_configs, markdown_row, markdown_table, published_ap
+from util.cli.outputs import growing_file, writable_file, writable_folder
 from util.config import load_config
 from util.measuring.benchmark import SIZE
 from util.measuring.flops import ELEMENTWISE, count_gmacs
@@ -120,19 +123,19 @@ def differences(rows: dict[str, tuple[str, ...]]) -> str:
 
 def write_models(chosen: list[Path], whole: bool):
     """Writes docs/models.md, or prints the rows of some models."""
-    lines, rows, family = [markdown_row(*COLUMNS), markdown_row(*["---"] * len(COLUMNS))], {}, None
-    for path in chosen:
-        if path.parent.name != family:
-            family = path.parent.name
-            lines.append(markdown_row(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(COLUMNS) - 1)))
-        rows[path.stem] = row(path)
-        lines.append(markdown_row(*rows[path.stem]))
-        print(lines[-1], file=sys.stderr)
-    text = "\n".join(lines) + "\n" + differences(rows)
-    if whole:
-        (ROOT / "docs/models.md").write_text(HEAD + text)
-    else:
-        print(text)
+    with growing_file(writable_file(ROOT / "docs/models.md")) if whole else nullcontext(sys.stdout) as file:
+        write, rows, family = partial(print, file=file, flush=True), {}, None
+        if whole:
+            write(HEAD, end="")
+        write(markdown_row(*COLUMNS), markdown_row(*["---"] * len(COLUMNS)), sep="\n")
+        for path in chosen:
+            if path.parent.name != family:
+                family = path.parent.name
+                write(markdown_row(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(COLUMNS) - 1)))
+            rows[path.stem] = row(path)
+            write(markdown_row(*rows[path.stem]))
+            print(path.stem, file=sys.stderr)
+        write(differences(rows), end="")
 
 
 def main():
@@ -145,7 +148,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of speed.{md,csv,png}")
+    parser.add_argument(
+        "--out",
+        type=writable_folder,
+        default=str(ROOT / "docs"),
+        metavar="FOLDER",
+        help="of speed.{md,csv,png} and speed_rounds.csv",
+    )
     args = parser.parse_args()
     if args.device == "cpu":
         keep_freed_memory()

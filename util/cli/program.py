@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from util.checkpoints.files import CheckpointError
+from util.cli.outputs import UnwritableError
 from util.config import ConfigError
 from util.processes.allocator import keep_freed_memory
 from util.processes.distributed import init_processes, leave_processes
@@ -44,7 +45,13 @@ def exit_status(work: Callable[[], object], *refusals: type[Exception]) -> int:
     Raises:
         Exception: what nobody foresaw; it comes with a traceback.
     """
-    foreseen: tuple[type[Exception], ...] = (ConfigError, CheckpointError, TrainingDivergedError, *refusals)
+    foreseen: tuple[type[Exception], ...] = (
+        ConfigError,
+        CheckpointError,
+        TrainingDivergedError,
+        UnwritableError,
+        *refusals,
+    )
     status = 0
     try:
         work()

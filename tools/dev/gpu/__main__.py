@@ -23,6 +23,7 @@ from tools.dev.gpu.report import render_report, summarise_stages
 from tools.dev.gpu.results import read_results
 from tools.dev.gpu.stage import FAILED
 from tools.dev.gpu.stages import ROOT, STAGES, TOTAL
+from util.cli.outputs import writable_folder
 
 GRACE = 5.0
 """Seconds that an ended process has to leave."""
@@ -89,7 +90,7 @@ def main() -> int:
     add = parser.add_argument
     add("--stages", type=stages, default=list(STAGES), metavar="A,B")
     add("--device", choices=("cuda", "cpu"), default="cuda")
-    add("--out", type=Path, default=ROOT / "output/gpu_check", metavar="FOLDER")
+    add("--out", type=writable_folder, default=str(ROOT / "output/gpu_check"), metavar="FOLDER")
     add("--data", type=Path, metavar="BCCD", help="train on it too: a folder in COCO's layout")
     add("--seconds", type=float, default=TOTAL, metavar="N", help=f"for all stages (default: {TOTAL:g})")
     add("--limits", type=limits, default={}, metavar="A=N,B=M", help="other limits of single stages, in seconds")
@@ -100,7 +101,6 @@ def main() -> int:
         if not torch.cuda.is_available():
             parser.error("PyTorch finds no GPU here; --device cpu is a dry run, `python tools/doctor.py` says more")
     args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(args.out / "work", ignore_errors=True)  # of an earlier run, as are its findings
     for name in STAGES:
         (args.out / f"{name}.jsonl").unlink(missing_ok=True)
