@@ -40,6 +40,8 @@ from util.processes.allocator import keep_freed_memory
 from util.tensors.precision import Precision
 
 SIZE = (800, 1066)
+TIME_LIMIT = 1800
+"""Seconds that a side may take to answer."""
 MODELS = ("deformable_detr_r50", "detr_r50", "conditional_detr_r50", "lite_dino_r50_h3l1_2p1x3_kda")
 TRANSFORMERS = {
     "deformable_detr_r50": ("DeformableDetr", ["stage2", "stage3", "stage4"]),
@@ -165,7 +167,7 @@ class Side:
 
     def measure(self, repeats: int = 1) -> tuple[float, list[Tensor]]:
         """Seconds of one image, and what was answered."""
-        return self.process.submit(measure, repeats, *self.work).result()
+        return self.process.submit(measure, repeats, *self.work).result(TIME_LIMIT)
 
     def __call__(self, *_):
         """Detects once; for whoever times it from outside."""
@@ -193,7 +195,7 @@ def sides_of(name: str, size: tuple[int, int], bfloat16: bool, folder: Path) -> 
     exported = str(folder / f"{name}.onnx")
     if installed("onnx") and installed("onnxscript") and (installed("onnxruntime") or installed("openvino")):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as exporter:  # its memory goes with it
-            exporter.submit(export, name, size, exported).result()
+            exporter.submit(export, name, size, exported).result(TIME_LIMIT)
         if installed("onnxruntime"):
             sides["onnxruntime"] = Side(by_onnxruntime, exported, size)
         if installed("openvino"):

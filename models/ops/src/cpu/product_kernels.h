@@ -301,6 +301,38 @@ INLINE void norm_rows(const float* from, long rows, long N, long step, const flo
   }
 }
 
+// ------------------------------------------------------------------------------------------------------------ fetching
+// What comes from memory is asked for while something else is multiplied.
+
+constexpr long LINE = 64;
+
+template <int WRITES, typename X>
+INLINE void expect_rows(const X* from, long rows, long step, long columns) {
+  for (long row = 0; row < rows; ++row) {
+    const char* at = reinterpret_cast<const char*>(from + row * step);
+    for (long byte = 0; byte < columns * (long)sizeof(X); byte += LINE) __builtin_prefetch(at + byte, WRITES);
+  }
+}
+
+// The rows of x after those that are being multiplied, a share of them for each of `tiles` tiles.
+struct Ahead {
+  const char* next;
+  const char* end;
+  long share;
+
+  INLINE Ahead(const Linear& p, long first, long rows, long tiles) : next(nullptr), end(nullptr), share(0) {
+    if (!p.x || first >= p.M) return;
+    const long bytes = p.K * (p.x_is_float ? 4 : 2), left = p.M - first;
+    next = static_cast<const char*>(p.x) + first * bytes;
+    end = next + (left < rows ? left : rows) * bytes;
+    share = up(end - next, tiles);
+  }
+  INLINE void more() {
+    const char* until = end - next < share ? end : next + share;
+    for (; next < until; next += LINE) __builtin_prefetch(next, 0, 2);
+  }
+};
+
 // ------------------------------------------------------------------------------------------------------------- layers
 
 template <typename T>
@@ -353,15 +385,20 @@ struct Layers {
                                     const Place& place) {
     float c[TILE * COLUMNS] __attribute__((aligned(64)));
     const long depth = units(p.K);
+    Ahead ahead(p, first + rows, rows, panels(p.N) * up(count, TILE));
     for (long panel = 0; panel < panels(p.N); ++panel) {
       const Unit* w = static_cast<const Unit*>(p.weight) + panel * depth * COLUMNS;
       const long n = panel * COLUMNS, columns = p.N - n < COLUMNS ? p.N - n : COLUMNS;
       for (long row = 0; row < count; row += TILE) {
-        multiply<T, ROW, 1, false>(static_cast<const Unit*>(block) + row * ROW, rows * ROW, w, depth, c);
         const R* residual =
             p.residual ? static_cast<const R*>(p.residual) + (first + row) * p.N + n : nullptr;
-        finish<ACTIVATION>(c, count - row < TILE ? count - row : TILE, columns, p.bias ? p.bias + n : nullptr, residual,
-                           p.N, place(row, n), step);
+        auto* y = place(row, n);
+        const long height = count - row < TILE ? count - row : TILE;
+        if (residual) expect_rows<0>(residual, height, p.N, columns);
+        expect_rows<1>(y, height, step, columns);
+        ahead.more();
+        multiply<T, ROW, 1, false>(static_cast<const Unit*>(block) + row * ROW, rows * ROW, w, depth, c);
+        finish<ACTIVATION>(c, height, columns, p.bias ? p.bias + n : nullptr, residual, p.N, y, step);
       }
     }
   }
