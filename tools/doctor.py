@@ -82,7 +82,7 @@ def extension():
         remedy = "install nvcc of CUDA " + str(torch.version.cuda) + "; then: make clean ops"
         built = f"for compute capability {cuda_architectures()}" if has_compiled_kernels("CUDA") else "none"
         print_finding("cuda" in available_backends(), "CUDA kernels", built, remedy)
-    print(f"deformable attention, fastest first: {', '.join(available_backends())}")
+    print(f"backends, fastest first: {', '.join(available_backends())}")
     print(f"linear layers on the CPU: {describe_products()}")
 
 

@@ -10,7 +10,7 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.layers.basic import Recomputable
-from models.layers.linear import convolve_pointwise, has_pointwise_kernels
+from models.layers.convolution import convolve, has_kernels
 from models.registry import PARTS
 from util.tensors.device import is_traced
 
@@ -48,17 +48,12 @@ def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     """The ReLU of a convolution, its norm and a shortcut."""
-    if _is_folded(norm) and _is_pointwise(convolution) and has_pointwise_kernels(x, convolution.weight):
-        return convolve_pointwise(x, *_folded(convolution, norm), shortcut, rectify=True)
+    if _is_folded(norm) and has_kernels(convolution, x):
+        return convolve(x, *_folded(convolution, norm), shortcut, rectify=True)
     if _is_folded(norm) and _has_fused_kernels(x):
         return _fused(convolution, *_folded(convolution, norm), x, shortcut)
     x = _convolve(convolution, norm, x)
     return F.relu(x if shortcut is None else x.add_(shortcut), inplace=True)
-
-
-def _is_pointwise(convolution: nn.Conv2d) -> bool:
-    """Whether a convolution reads the pixel alone that it answers for."""
-    return convolution.kernel_size == convolution.stride == (1, 1) and convolution.groups == 1
 
 
 def _has_fused_kernels(x: Tensor) -> bool:

@@ -81,26 +81,6 @@ def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, norm: nn.Module
     return norm(x + dropout(second(dropout(linear_relu(first, x)))))
 
 
-def convolve_pointwise(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, rectify: bool) -> Tensor:
-    """A 1x1 convolution of stride 1 of maps that are stored channels last: a linear layer of their pixels.
-
-    Args:
-        x: (B, C, H, W).
-        weight, bias: (C', C, 1, 1) and (C',).
-        residual: (B, C', H, W), added before the ReLU, or None.
-        rectify: whether a ReLU follows.
-    """
-    residual = None if residual is None else residual.permute(0, 2, 3, 1)
-    activation = "relu" if rectify else "none"
-    rows = products.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias, activation, residual=residual)
-    return rows.permute(0, 3, 1, 2)
-
-
-def has_pointwise_kernels(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve_pointwise` has kernels of its own for these."""
-    return x.is_contiguous(memory_format=torch.channels_last) and products.kernel_dtype(x, weight) is not None
-
-
 NAMES = ("look_up", "forward")
 
 

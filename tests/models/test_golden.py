@@ -15,15 +15,11 @@ from util.measuring.flops import count_gmacs
 
 STEP = 6  # the recordings keep every sixth row
 
-# How far norms of gradients may differ. The first two are ill-conditioned: float32 itself is off by as much. In the
-# others a sample of the first decoder layer lies within 2e-6 pixels of where bilinear interpolation has a kink, and
-# rounding decides which of two gradients it has.
-GRADIENTS = {
-    "deformable_detr_coat_small": 3e-3,
-    "deformable_detr_mpvit_small": 3e-3,
-    "deformable_detr_swint_two_stage_sizes3": 3e-3,
-    "sparse_detr_swint_rho_0.1": 3e-3,
-}
+# How far norms of gradients may differ. These are ill-conditioned: float32 itself is off by as much.
+GRADIENTS = {"deformable_detr_coat_small": 3e-3, "deformable_detr_mpvit_small": 3e-3}
+KINKED, KINK = "sampling_offsets", 1e-2
+"""Gradients of sampling offsets jump where a sample passes from one pixel to the next. In most recordings some samples lie
+within 2e-6 pixels of there, and rounding decides which of two gradients each of them has."""
 
 
 @pytest.fixture(params=recordings())
@@ -96,7 +92,7 @@ def assert_gradients(detector, recording, recorded):
     for key, norm in recorded.items():
         name = owner[key]
         compared.add(name)
-        assert ours[name] == pytest.approx(norm, rel=rel, abs=floor), key
+        assert ours[name] == pytest.approx(norm, rel=KINK if KINKED in name else rel, abs=floor), key
     assert all(ours[name] == 0 for name in set(ours) - compared)
 
 

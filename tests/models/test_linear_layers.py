@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.layers.attention import MultiheadAttention
+from models.layers.convolution import convolve, has_kernels
 from models.layers.deformable_attention import MSDeformAttn
 from models.layers.dense import DenseDecoderLayer
-from models.layers.linear import Linear, Projecting, convolve_pointwise
+from models.layers.linear import Linear, Projecting
 from models.layers.transformer import DeformableEncoderLayer
 from models.structures import Pyramid, TokenSet
 
@@ -134,15 +135,62 @@ def test_a_decoder_layer_answers_alike_with_hooks_and_without():
 
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("shortcut", [False, True])
-def test_a_pointwise_convolution_is_a_linear_layer(rectify, shortcut):
+@pytest.mark.parametrize(("size", "shape"), [(1, (2, 8, 5, 3)), (3, (2, 16, 9, 13)), (3, (1, 96, 50, 31))], ids=str)
+def test_convolutions_equal_pytorchs(size, shape, rectify, shortcut):
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 8, 5, 3), torch.randn(20, 8, 1, 1), torch.randn(20)
-    residual = torch.randn(2, 20, 5, 3) if shortcut else None
-    expected = F.conv2d(x, weight, bias) + (residual if shortcut else 0)
-    x = x.to(memory_format=torch.channels_last)
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    convolution = nn.Conv2d(shape[1], 64, size, padding=size // 2)
     with torch.no_grad():
-        found = convolve_pointwise(x, weight, bias, residual, rectify)
-    torch.testing.assert_close(found, F.relu(expected) if rectify else expected, rtol=1e-4, atol=1e-5)
+        if not has_kernels(convolution, x):
+            pytest.skip("the extension is not built (make ops), or has no kernels for this processor")
+        residual = torch.randn(shape[0], 64, *shape[2:]) if shortcut else None
+        expected = convolution.double()(x.double()) + (residual if shortcut else 0)
+        convolution.float()
+        found = convolve(x, convolution.weight, convolution.bias, residual, rectify)
+        one = convolve(x[:1], convolution.weight, convolution.bias, None if residual is None else residual[:1], rectify)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), F.relu(expected) if rectify else expected, rtol=0, atol=5e-5)
+    assert torch.equal(found[:1], one), "the same bits alone and in a batch"
+
+
+def test_convolutions_depend_on_no_threads():
+    x = torch.randn(1, 64, 41, 30).to(memory_format=torch.channels_last)
+    convolution, threads, found = nn.Conv2d(64, 64, 3, padding=1), torch.get_num_threads(), []
+    with torch.no_grad():
+        if not has_kernels(convolution, x):
+            pytest.skip("the extension is not built (make ops), or has no kernels for this processor")
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                found.append(convolve(x, convolution.weight, convolution.bias))
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(64, 64, 3, padding=1, stride=2),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        nn.Conv2d(64, 64, 3, padding=2, dilation=2),
+        nn.Conv2d(64, 64, 3),
+        nn.Conv2d(64, 64, 3, padding="same"),
+        nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.Conv2d(64, 24, 3, padding=1),
+        nn.Conv2d(64, 64, 1, stride=2),
+        nn.Conv2d(64, 64, 1, padding=1),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_left_to_pytorch(convolution):
+    with torch.no_grad():
+        assert not has_kernels(convolution, torch.randn(1, 64, 40, 40).to(memory_format=torch.channels_last))
+
+
+def test_convolutions_that_learn_are_left_to_pytorch():
+    assert not has_kernels(nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 40, 40))
 
 
 def test_linear_layers_are_pytorchs_to_whoever_asks():

@@ -14,6 +14,7 @@ COMMANDS = {
     "tools.dev.zoo": ["--latency", "--out", "PLACE"],
     "tools.dev.benchmark_ops": ["--out", "PLACE/table.md"],
     "tools.dev.benchmark_peers": ["--out", "PLACE/peers.csv"],
+    "tools.dev.benchmark_linear": ["--out", "PLACE/linear.md"],
     "tools.dev.gpu.__main__": ["--device", "cpu", "--out", "PLACE"],
     "tools.report": ["output", "--out", "PLACE/report.html"],
     "tools.export": ["--checkpoint", "missing.pth", "--output", "PLACE/model.onnx"],

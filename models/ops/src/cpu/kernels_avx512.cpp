@@ -9,6 +9,7 @@
 #define WIDTH 16
 #include "kernels.h"
 #include "product_kernels.h"
+#include "convolution_kernels.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

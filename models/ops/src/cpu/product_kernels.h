@@ -7,6 +7,8 @@
 // whose rows are a fixed distance apart (a tile then needs one address, and its rows do not crowd the same cache lines),
 // the weights to panels (depth, COLUMNS).
 
+#pragma once
+
 #include "products.h"
 #include "vectors.h"
 

@@ -1,0 +1,200 @@
+// 3x3 convolutions on the CPU by Winograd's method, F(4x4, 3x3) (Lavin and Gray, 2016), for one instruction set. Included
+// by kernels_*.cpp; see vectors.h.
+//
+// Squares of 4x4 answers are read off squares of 6x6 pixels: both are transformed so that the convolution is 36 products
+// of a pixel's channels with weights, a quarter of the multiplications. A block of squares goes through input transform,
+// products (product_kernels.h) and output transform while it is in a core's cache. Weights are transformed in every call,
+// since who kept them would have to know when they change.
+
+#include "convolution.h"
+#include "product_kernels.h"
+
+namespace leandetr {
+namespace ISA {
+namespace {
+
+constexpr int OUT = 4, IN = OUT + 2, PLACES = IN * IN;
+constexpr long SQUARES_BYTES = 640 << 10;  // of the squares that a thread works on
+constexpr long LEAST_SQUARES = 2 * TILE;   // for which it is worth to read all weights
+constexpr long PACKED_TOGETHER = 16;       // channels
+
+// Transforms of the pixels, of the answers and of the weights, along one side.
+INLINE void transform_pixels(const Floats (&d)[IN], Floats (&t)[IN]) {
+  const Floats a = d[4] - d[2] * 4.0f, b = d[3] - d[1] * 4.0f, c = d[4] - d[2], e = (d[3] - d[1]) * 2.0f;
+  t[0] = d[0] * 4.0f - d[2] * 5.0f + d[4];
+  t[1] = a + b;
+  t[2] = a - b;
+  t[3] = c + e;
+  t[4] = c - e;
+  t[5] = d[1] * 4.0f - d[3] * 5.0f + d[5];
+}
+INLINE void transform_answers(const Floats (&m)[IN], Floats (&y)[OUT]) {
+  const Floats a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], d = m[3] - m[4];
+  y[0] = m[0] + a + c;
+  y[1] = b + d * 2.0f;
+  y[2] = a + c * 4.0f;
+  y[3] = b + d * 8.0f + m[5];
+}
+INLINE void transform_weights(const Floats (&g)[3], Floats (&u)[IN]) {
+  const Floats a = (g[0] + g[2]) * (-1.0f / 6), b = g[1] * (1.0f / 6);
+  const Floats c = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), d = g[1] * (1.0f / 12);
+  u[0] = g[0] * 0.25f;
+  u[1] = a - b;
+  u[2] = a + b;
+  u[3] = c + d;
+  u[4] = c - d;
+  u[5] = g[2];
+}
+
+bool serves(long C, long O) { return C % WIDTH == 0 && O % COLUMNS == 0; }
+long convolution_packed_bytes(long C, long O) { return PLACES * C * O * sizeof(float); }
+long pack_tasks(long C, long O) { return O / COLUMNS * up(C, PACKED_TOGETHER); }
+
+// -> (panel, place, channel, COLUMNS)
+void pack_weights(const float* weight, long C, long O, float* packed, long begin, long end) {
+  const long parts = up(C, PACKED_TOGETHER);
+  for (long task = begin; task < end; ++task) {
+    const long panel = task / parts, first = task % parts * PACKED_TOGETHER;
+    for (long c = first; c < C && c < first + PACKED_TOGETHER; ++c)
+      for (int v = 0; v < VECTORS; ++v) {
+        const float* from = weight + c * O + panel * COLUMNS + v * WIDTH;
+        Floats half[3][IN], column[3];
+        for (int x = 0; x < 3; ++x) {
+          for (int y = 0; y < 3; ++y) column[y] = F::load(from + (y * 3 + x) * C * O);
+          transform_weights(column, half[x]);
+        }
+        for (int i = 0; i < IN; ++i) {
+          const Floats row[3] = {half[0][i], half[1][i], half[2][i]};
+          Floats whole[IN];
+          transform_weights(row, whole);
+          for (int j = 0; j < IN; ++j)
+            F::store(packed + ((panel * PLACES + i * IN + j) * C + c) * COLUMNS + v * WIDTH, whole[j]);
+        }
+      }
+  }
+}
+
+// The squares of all images: image by image, row by row.
+struct Squares {
+  long down, across, count;
+  INLINE explicit Squares(const Convolution& p)
+      : down(up(p.H, OUT)), across(up(p.W, OUT)), count(p.N * down * across) {}
+};
+struct Square {
+  long image, top, left;
+  INLINE Square(const Squares& all, long index) {
+    image = index / (all.down * all.across);
+    top = index / all.across % all.down * OUT;
+    left = index % all.across * OUT;
+  }
+};
+
+// STEP: from one square's channels to the next one's; a product's rows should not crowd the same cache lines.
+template <long STEP>
+struct Winograd {
+  static long chunks(const Convolution& p) { return up(p.C, DEPTH); }
+  static long pixel_numbers(const Convolution& p) { return PLACES * chunks(p) * STEP; }  // of a square
+  static long numbers(const Convolution& p) { return pixel_numbers(p) + PLACES * COLUMNS; }
+  static long squares(const Convolution& p) {
+    const long fit = SQUARES_BYTES / (numbers(p) * (long)sizeof(float)) / TILE * TILE;
+    const long all = up(Squares(p).count, TILE) * TILE, wanted = fit < LEAST_SQUARES ? LEAST_SQUARES : fit;
+    return wanted < all ? wanted : all;
+  }
+  static long bytes(const Convolution& p) { return squares(p) * numbers(p) * sizeof(float); }
+
+  // -> pixels (place, chunk, square, STEP)
+  static void read(const Convolution& p, const Square& s, long square, long rows, float* pixels) {
+    const float* image = p.x + s.image * p.H * p.W * p.C;
+    const float* at[PLACES];
+    for (int i = 0; i < IN; ++i)
+      for (int j = 0; j < IN; ++j) {
+        const long y = s.top + i - 1, x = s.left + j - 1;
+        at[i * IN + j] = y >= 0 && y < p.H && x >= 0 && x < p.W ? image + (y * p.W + x) * p.C : nullptr;
+      }
+    const long place = chunks(p) * rows * STEP;
+    for (long c = 0; c < p.C; c += WIDTH) {
+      float* to = pixels + (c / DEPTH * rows + square) * STEP + c % DEPTH;
+      Floats half[IN][IN];
+#pragma GCC unroll 6
+      for (int j = 0; j < IN; ++j) {
+        Floats column[IN];
+#pragma GCC unroll 6
+        for (int i = 0; i < IN; ++i) column[i] = at[i * IN + j] ? F::load(at[i * IN + j] + c) : Floats{};
+        transform_pixels(column, half[j]);
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < IN; ++i) {
+        const Floats row[IN] = {half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]};
+        Floats whole[IN];
+        transform_pixels(row, whole);
+#pragma GCC unroll 6
+        for (int j = 0; j < IN; ++j) F::store(to + (i * IN + j) * place, whole[j]);
+      }
+    }
+  }
+
+  // A square of sums (place, squares, COLUMNS) -> y.
+  static void write(const Convolution& p, const Square& s, long square, long rows, long panel, const float* sums) {
+    for (int v = 0; v < VECTORS; ++v) {
+      const long o = panel * COLUMNS + v * WIDTH;
+      const Floats shift = F::load(p.bias + o);
+      Floats half[IN][OUT];
+#pragma GCC unroll 6
+      for (int j = 0; j < IN; ++j) {
+        Floats column[IN];
+#pragma GCC unroll 6
+        for (int i = 0; i < IN; ++i) column[i] = F::load(sums + ((i * IN + j) * rows + square) * COLUMNS + v * WIDTH);
+        transform_answers(column, half[j]);
+      }
+      for (int i = 0; i < OUT && s.top + i < p.H; ++i) {
+        const Floats row[IN] = {half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]};
+        Floats answer[OUT];
+        transform_answers(row, answer);
+        for (int j = 0; j < OUT && s.left + j < p.W; ++j) {
+          const long at = ((s.image * p.H + s.top + i) * p.W + s.left + j) * p.O + o;
+          Floats y = answer[j] + shift;
+          if (p.residual) y += F::load(p.residual + at);
+          F::store(p.y + at, p.rectify ? activated<Activation::relu>(y) : y);
+        }
+      }
+    }
+  }
+
+  static void convolve(const Convolution& p, void* memory, long begin, long end) {
+    const Squares all(p);
+    const long rows = squares(p), last = end * TILE < all.count ? end * TILE : all.count;
+    float* pixels = static_cast<float*>(memory);
+    float* sums = pixels + rows * pixel_numbers(p);
+    for (long first = begin * TILE; first < last; first += rows) {
+      const long count = last - first < rows ? last - first : rows;
+      for (long square = 0; square < count; ++square) read(p, Square(all, first + square), square, rows, pixels);
+      for (long panel = 0; panel < p.O / COLUMNS; ++panel) {
+        for (long place = 0; place < PLACES; ++place) {
+          const float* weight = p.weight + (panel * PLACES + place) * p.C * COLUMNS;
+          for (long square = 0; square < count; square += TILE)
+            multiply<float, STEP, 1, false>(pixels + (place * chunks(p) * rows + square) * STEP, rows * STEP, weight, p.C,
+                                            sums + (place * rows + square) * COLUMNS);
+        }
+        for (long square = 0; square < count; ++square)
+          write(p, Square(all, first + square), square, rows, panel, sums);
+      }
+    }
+  }
+};
+
+#define CHOOSE_STEP(member, ...)                        \
+  if (p.C <= 64) return Winograd<80>::member(__VA_ARGS__);   \
+  if (p.C <= 128) return Winograd<144>::member(__VA_ARGS__); \
+  return Winograd<ROW>::member(__VA_ARGS__);
+
+long convolution_tasks(const Convolution& p) { return up(Squares(p).count, TILE); }
+long convolution_bytes(const Convolution& p) { CHOOSE_STEP(bytes, p) }
+void convolve(const Convolution& p, void* memory, long begin, long end) { CHOOSE_STEP(convolve, p, memory, begin, end) }
+
+}  // namespace
+
+const Convolutions convolutions = {serves,           convolution_packed_bytes, pack_tasks, pack_weights,
+                                   convolution_tasks, convolution_bytes,        convolve};
+
+}  // namespace ISA
+}  // namespace leandetr
