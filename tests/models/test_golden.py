@@ -18,8 +18,8 @@ STEP = 6  # the recordings keep every sixth row
 # How far norms of gradients may differ. These are ill-conditioned: float32 itself is off by as much.
 GRADIENTS = {"deformable_detr_coat_small": 3e-3, "deformable_detr_mpvit_small": 3e-3}
 KINKED, KINK = "sampling_offsets", 1e-2
-"""Gradients of sampling offsets jump where a sample passes from one pixel to the next. In most recordings some samples lie
-within 2e-6 pixels of there, and rounding decides which of two gradients each of them has."""
+"""Gradients of sampling offsets jump where a sample passes from one pixel to the next. In most recordings some samples
+lie within 2e-6 pixels of there, and rounding decides which of two gradients each of them has."""
 
 
 @pytest.fixture(params=recordings())
