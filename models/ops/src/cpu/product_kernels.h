@@ -518,8 +518,11 @@ void weight_gradient_part(const WeightGradient& p, long top, long bottom, long l
   const long tiles = up(bottom - top, TILE), wide = up(right - left, COLUMNS);
   __builtin_memset(sums, 0, TALL * STRETCH * sizeof(float));
   __builtin_memset(biases, 0, TALL * sizeof(float));
+  const long share = up(DEPTHS, tiles * wide);  // of the next depths, asked for with every tile
   for (long m = 0; m < p.M; m += DEPTHS) {
     const long count = p.M - m < DEPTHS ? p.M - m : DEPTHS;
+    const long beyond = p.M - m - count, ahead = beyond < DEPTHS ? beyond : DEPTHS;
+    long expected = 0;
     for (long tile = 0; tile < tiles; ++tile) {
       const long row = top + tile * TILE;
       float* to = grads + tile * DEPTHS * TILE;
@@ -537,9 +540,15 @@ void weight_gradient_part(const WeightGradient& p, long top, long bottom, long l
     for (long panel = 0; panel < wide; ++panel) {
       const long column = left + panel * COLUMNS;
       copy_depths<COLUMNS>(p.x + m * p.K + column, nullptr, p.K, count, right - column, x);
-      for (long tile = 0; tile < tiles; ++tile)
+      for (long tile = 0; tile < tiles; ++tile) {
+        const long some = ahead - expected < share ? ahead - expected : share, next = m + count + expected;
+        expect_rows<0>(p.x + next * p.K + left, some, p.K, right - left);
+        expect_rows<0>(p.grad + next * p.N + top, some, p.N, bottom - top);
+        if (p.positive) expect_rows<0>(p.positive + next * p.N + top, some, p.N, bottom - top);
+        expected += some;
         multiply<float, 1, TILE, true>(grads + tile * DEPTHS * TILE, 0, x, count,
                                        sums + (panel * TILES + tile) * TILE * COLUMNS);
+      }
     }
   }
   for (long n = top; n < bottom; ++n) {
