@@ -3,7 +3,6 @@
 import argparse
 import csv
 import importlib.util
-import platform
 import statistics
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 
 from models import build_detector
 from tools.dev.benchmark_peers import SIZE, Side, by_transformers
+from tools.dev.products import processor_name
 from tools.dev.tables import PUBLISHED, markdown_table, published_ap
 from util.cli.outputs import growing_file
 from util.config import load_config
@@ -133,14 +133,17 @@ def _claim(fast: dict, slow: dict, *names: str) -> tuple[str, ...]:
 
 def _about(args: argparse.Namespace, rate: float) -> str:
     words = " ".join(["python", *sys.argv])
-    where = device_name(args.device) if args.device == "cuda" else f"{platform.machine()} {device_name(args.device)}"
+    where = (
+        device_name(args.device) if args.device == "cuda" else f"{processor_name()}, {torch.get_num_threads()} threads"
+    )
     return f"""\
 # Speed
 
 One image of {args.size[0]}x{args.size[1]}, {"autocast to bfloat16" if args.amp else "float32"}, on {where};
 PyTorch {torch.__version__}. Medians of {args.rounds} rounds, also of the ratios: the machine's speed changes from one
 minute to the next, so compare within one table. "Time of its products" is what a model's MACs would take at
-the rate of large matrix products just before, {rate:.0f} GFLOP/s in the median. "Seconds of the papers' code" were
+the rate of large matrix products of PyTorch's own just before, {rate:.0f} GFLOP/s in the median: with kernels of
+our own ([linear layers](linear.md)) a model may take less. "Seconds of the papers' code" were
 given, not measured here: of an 800x1066 image on a CPU of that kind, 2 threads, its op in plain PyTorch.
 
 ```sh
