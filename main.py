@@ -26,6 +26,7 @@ from datasets.splits import Splits
 from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from models.ops import describe_kernels
+from models.ops.linear import ProductsError
 from models.weights import load_initial_weights, load_trained_weights
 from util.checkpoints.store import CheckpointStore
 from util.cli.options import config_of_arguments, output_folder, write_config
@@ -193,7 +194,7 @@ def execute(args: Namespace):
 def main(args: Namespace) -> int:
     """Runs one command line; returns the exit status."""
     begin_program(args)
-    return exit_status(partial(execute, args), CorruptImageError)
+    return exit_status(partial(execute, args), CorruptImageError, ProductsError)
 
 
 if __name__ == "__main__":

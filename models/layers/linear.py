@@ -32,7 +32,7 @@ def has_hooks(module: nn.Module) -> bool:
         global_hooks._global_backward_hooks,
         global_hooks._global_backward_pre_hooks,
     )
-    return any(own) or any(everywhere)
+    return any(own) or any(everywhere) or "forward" in vars(module)  # or it is somebody else's `forward`
 
 
 def _are_as_such(*layers: nn.Module) -> bool:
@@ -60,13 +60,6 @@ def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
     return F.gelu(layer(x))
 
 
-def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
-    """residual + layer(x)."""
-    if _are_as_such(layer) and residual.dtype == x.dtype:
-        return products.linear(x, layer.weight, layer.bias, residual=residual)
-    return residual + layer(x)
-
-
 def linear_add_norm(layer: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module, dropout: nn.Dropout) -> Tensor:
     """norm(residual + dropout(layer(x)))."""
     if not torch.is_grad_enabled() and _are_as_such(layer, norm, dropout) and _norms_sum(norm, dropout):
@@ -79,9 +72,6 @@ def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, norm: nn.Module
     if not torch.is_grad_enabled() and _are_as_such(first, second, norm, dropout) and _norms_sum(norm, dropout):
         return products.feed_forward(x, (first.weight, second.weight), (first.bias, second.bias), norm)
     return norm(x + dropout(second(dropout(linear_relu(first, x)))))
-
-
-NAMES = ("look_up", "forward")
 
 
 class Projecting(nn.Module):
@@ -105,8 +95,11 @@ class Projecting(nn.Module):
 
 def _looks_up(kind: type) -> bool:
     """Whether a class calls its `look_up`: none derived from it has a `forward` of its own."""
-    found = [next(place for place, base in enumerate(kind.__mro__) if name in vars(base)) for name in NAMES]
-    return found == sorted(found)
+
+    def depth(name: str) -> int:
+        return next(place for place, base in enumerate(kind.__mro__) if name in vars(base))
+
+    return depth("look_up") <= depth("forward")
 
 
 def attend_add_norm(

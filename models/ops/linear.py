@@ -37,17 +37,21 @@ def _find_instructions() -> dict[torch.dtype, str]:
 INSTRUCTIONS = _find_instructions()  # now, when nothing is traced
 
 
+class ProductsError(ValueError):
+    """LEANDETR_LINEAR names products that are not here; the message says which are."""
+
+
 @functools.cache
 def linear_products() -> str:
     """Which of `CHOICES` computes float32 linear layers on this CPU.
 
     Raises:
-        ValueError: LEANDETR_LINEAR names none of them, or one that is not here.
+        ProductsError: LEANDETR_LINEAR names none of them, or one that is not here.
     """
     here = [name for name, found in (("kernels", _has_kernels), ("onednn", _has_onednn)) if found()] + ["pytorch"]
     wish = os.environ.get("LEANDETR_LINEAR")
     if wish is not None and wish not in here:
-        raise ValueError(f"LEANDETR_LINEAR={wish!r}: here are {', '.join(here)}")
+        raise ProductsError(f"LEANDETR_LINEAR={wish!r}: here are {', '.join(here)}")
     return wish or next(name for name in here if name != "onednn" or _mkl_is_slow())
 
 
@@ -97,7 +101,7 @@ def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
         return None
     dtype = x.dtype
     if torch.is_autocast_enabled("cpu"):
-        if dtype not in (torch.float32, torch.bfloat16):
+        if any(t is not None and t.dtype not in (torch.float32, torch.bfloat16) for t in (x, *parameters)):
             return None
         dtype = torch.get_autocast_dtype("cpu")
     elif any(p is not None and p.dtype != dtype for p in parameters):
@@ -121,16 +125,14 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str = "none",
-    addend: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation((x + addend) weight^T + bias + residual).
+    """activation(x weight^T + bias + residual).
 
     Args:
         x: (..., K).
         weight, bias: (N, K) and (N,).
         activation: "none", "relu" or "gelu".
-        addend: as x.
         residual: (..., N).
 
     Returns:
@@ -138,11 +140,10 @@ def linear(
     """
     dtype = kernel_dtype(x, weight, bias)
     learns = torch.is_grad_enabled()
-    if dtype is not None and not (learns and (addend is not None or residual is not None or activation == "gelu")):
-        return operators.linear(x, weight, bias, addend, residual, ACTIVATIONS[activation], dtype)
-    x = x if addend is None else x + addend
+    if dtype is not None and not (learns and (residual is not None or activation == "gelu")):
+        return operators.linear(x, weight, bias, residual, ACTIVATIONS[activation], dtype)
     if dtype is not None:
-        y = operators.linear(x, weight, bias, None, None, ACTIVATIONS["none"], dtype)
+        y = operators.linear(x, weight, bias, None, ACTIVATIONS["none"], dtype)
     elif _suits_onednn(x, weight, bias):
         fused = activation if residual is None and activation == "relu" else "none"
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, fused, [], "")

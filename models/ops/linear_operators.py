@@ -13,8 +13,7 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 
 LIBRARY = torch.library.Library("leandetr", "FRAGMENT")
 LIBRARY.define(
-    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, Tensor? residual, int activation, ScalarType dtype)"
-    " -> Tensor"
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int activation, ScalarType dtype) -> Tensor"
 )
 LIBRARY.define(
     "linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? positive, bool[3] wanted)"
@@ -36,7 +35,7 @@ operators = torch.ops.leandetr
 
 
 @torch.library.register_fake("leandetr::linear")
-def _(x, weight, bias, addend, residual, activation, dtype):
+def _(x, weight, bias, residual, activation, dtype):
     return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
 
 
@@ -57,11 +56,11 @@ def _(x, *others):
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
-# Of `linear` alone, without addend and residual, and not of a GELU.
+# Of `linear` alone, without residual, and not of a GELU.
 
 
 def _remember(ctx, inputs, output):
-    x, weight, bias, _, _, activation, _ = inputs
+    x, weight, bias, _, activation, _ = inputs
     ctx.has_bias, ctx.rectifies = bias is not None, activation == ACTIVATIONS["relu"]
     ctx.save_for_backward(x, weight, *([output] if ctx.rectifies else []))
 
@@ -80,7 +79,7 @@ def _gradients(ctx, grad):
     else:
         grads = operators.linear_backward(grad, x, weight, positive, wanted)
         by_x, by_weight, by_bias = (g if asked else None for g, asked in zip(grads, wanted, strict=True))
-    return by_x, by_weight, by_bias, None, None, None, None
+    return by_x, by_weight, by_bias, None, None, None
 
 
 torch.library.register_autograd("leandetr::linear", _gradients, setup_context=_remember)

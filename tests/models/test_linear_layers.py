@@ -58,6 +58,17 @@ def test_a_hook_may_change_what_a_linear_layer_says():
         torch.testing.assert_close(layer.feed_forward(tokens, inputs()[-1]), expected)
 
 
+@pytest.mark.parametrize("name", ["linear1", "linear2", "norm1", "self_attn"])
+def test_somebody_elses_forward_is_called(name):
+    layer, calls = encoder_layer(), []
+    module = layer.get_submodule(name)
+    usual = module.forward
+    module.forward = lambda *given: calls.append(1) or usual(*given)
+    with torch.no_grad():
+        layer(*inputs())
+    assert calls == [1]
+
+
 @pytest.mark.parametrize("name", ["linear1", "linear2", "norm1", "self_attn.output_proj", "self_attn"])
 def test_a_module_put_in_a_layers_place_is_called(name):
     layer, calls = encoder_layer(), []

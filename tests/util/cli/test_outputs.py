@@ -1,6 +1,7 @@
 """Places for results are tried before the work begins, and hold what is done when the work breaks off."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,12 +79,22 @@ def test_a_tool_refuses_before_it_works(name, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 'file'}: no folder to write to" in capsys.readouterr().err
 
 
-def test_main_refuses_in_a_line(tmp_path):
+@pytest.mark.parametrize(
+    ("place", "products", "said"),
+    [("file", "pytorch", "no folder to write to"), ("new", "mlk", "LEANDETR_LINEAR='mlk': here are ")],
+)
+def test_main_refuses_in_a_line(place, products, said, tmp_path):
     (tmp_path / "file").touch()
-    words = ["-c", "config/small/lite_dino_r18_shapes.py", "--output_dir", str(tmp_path / "file"), "--benchmark"]
+    words = ["-c", "config/small/lite_dino_r18_shapes.py", "--output_dir", str(tmp_path / place), "--benchmark_only"]
     done = subprocess.run(
-        [sys.executable, "main.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "main.py", *words],
+        env={**os.environ, "LEANDETR_LINEAR": products},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 2
-    assert "no folder to write to" in done.stdout
+    assert said in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

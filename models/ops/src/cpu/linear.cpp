@@ -102,22 +102,16 @@ std::vector<int64_t> answer_sizes(const at::Tensor& x, int64_t width) {
   return sizes;
 }
 
-at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight, const Optional& bias_, const Optional& addend_,
-                  const Optional& residual_, int64_t activation, at::ScalarType type) {
+at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight, const Optional& bias_, const Optional& residual_,
+                  int64_t activation, at::ScalarType type) {
   const Products& products = products_of(type);
   check_layer(x_, weight, type);
   const at::Tensor x = x_.contiguous();
   const Optional bias = as_float(bias_, "bias", weight.size(0)), residual = contiguous(residual_);
-  Optional addend = contiguous(addend_);
   at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(type));
-  if (addend) {
-    check(*addend, "addend", type, x.sizes());
-    addend = addend->to(x.scalar_type());
-  }
   if (residual) check(*residual, "residual", type, y.sizes());
   const at::Tensor w = packed(products, weight, type, false);
   Linear p = describe(x, weight, w, bias, type);
-  p.addend = pointer(addend);
   p.residual = pointer(residual);
   p.residual_is_float = !residual || residual->scalar_type() == at::kFloat;
   p.activation = static_cast<Activation>(activation);

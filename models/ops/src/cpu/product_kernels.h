@@ -179,9 +179,9 @@ void pack_panels(const W* weight, bool transposed, long N, long K, void* packed,
 }
 
 // Rows of x, (count, K) -> a block: chunks of `rows` rows of DEPTH units, ROW apart. Zeros fill the rows up to `rows`, and
-// the last unit. `addend` and `positive` as in Linear, at the same place.
+// the last unit. `positive` as in Linear, at the same place.
 template <typename T, typename X>
-void copy_rows(const X* x, const X* addend, const float* positive, long count, long rows, long K, T* block) {
+void copy_rows(const X* x, const float* positive, long count, long rows, long K, T* block) {
   constexpr long EACH = Multiply<T>::EACH;
   constexpr long WIDE = DEPTH * EACH;
   for (long k = 0; k < K; k += WIDE, block += rows * ROW * EACH) {
@@ -193,19 +193,15 @@ void copy_rows(const X* x, const X* addend, const float* positive, long count, l
         continue;
       }
       const X* from = x + row * K + k;
-      const X* more = addend ? addend + row * K + k : nullptr;
       const float* where = positive ? positive + row * K + k : nullptr;
       long i = 0;
       for (; i + WIDTH <= width; i += WIDTH) {
         Floats v = Pack<X, float, WIDTH>::load(from + i);
-        if (more) v += Pack<X, float, WIDTH>::load(more + i);
         if (where) v = F::load(where + i) > 0 ? v : Floats{};
         Pack<T, float, WIDTH>::store(to + i, v);
       }
       for (; i < width; ++i) {
-        float v = widened(from[i]);
-        if (more) v += widened(more[i]);
-        convert(where && !(where[i] > 0) ? 0.0f : v, to[i]);
+        convert(where && !(where[i] > 0) ? 0.0f : widened(from[i]), to[i]);
       }
       for (; i < filled; ++i) to[i] = T{};
     }
@@ -372,11 +368,9 @@ struct Layers {
     const long at = first * p.K;
     const float* positive = p.positive ? p.positive + at : nullptr;
     if (p.x_is_float) {
-      const float* addend = p.addend ? static_cast<const float*>(p.addend) + at : nullptr;
-      copy_rows(static_cast<const float*>(p.x) + at, addend, positive, count, rows, p.K, static_cast<T*>(block));
+      copy_rows(static_cast<const float*>(p.x) + at, positive, count, rows, p.K, static_cast<T*>(block));
     } else {
-      const T* addend = p.addend ? static_cast<const T*>(p.addend) + at : nullptr;
-      copy_rows(static_cast<const T*>(p.x) + at, addend, positive, count, rows, p.K, static_cast<T*>(block));
+      copy_rows(static_cast<const T*>(p.x) + at, positive, count, rows, p.K, static_cast<T*>(block));
     }
   }
 

@@ -13,7 +13,6 @@ enum class Activation : int { none, relu, gelu };
 struct Linear {
   long M, N, K;              // x is (M, K), W (N, K), y (M, N)
   const void* x;             // float, or T
-  const void* addend;        // null, or added to x before it is multiplied, of the same type
   const float* positive;     // null, or (M, K): x counts as 0 where this is not above 0, the gradient of a ReLU
   const void* weight;        // packed
   const float* bias;         // null, or (N)
