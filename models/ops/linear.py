@@ -20,10 +20,12 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from models.ops.extension import has_compiled_kernels
-from models.ops.linear_operators import ACTIVATIONS, activated, operators
+from models.ops.linear_operators import ACTIVATIONS, operators
 
 CHOICES = ("kernels", "onednn", "pytorch")
 """What LEANDETR_LINEAR may say."""
+ACTIVATED = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+"""The activations as PyTorch has them."""
 
 
 def _find_instructions() -> dict[torch.dtype, str]:
@@ -58,7 +60,7 @@ def linear_products() -> str:
 def describe_products() -> str:
     """The same in words, with the instructions that multiply."""
     names = {"onednn": "oneDNN in inference, PyTorch's own in training", "pytorch": "PyTorch's own"}
-    kinds = ", ".join(INSTRUCTIONS[dtype] for dtype in _kernel_dtypes())
+    kinds = ", ".join(INSTRUCTIONS[dtype] for dtype in _kernel_dtypes(linear_products()))
     return names.get(linear_products(), f"the extension's kernels ({kinds})")
 
 
@@ -84,9 +86,9 @@ def _processor() -> dict[str, Any]:
 
 
 @functools.cache
-def _kernel_dtypes() -> tuple[torch.dtype, ...]:
+def _kernel_dtypes(choice: str) -> tuple[torch.dtype, ...]:
     """Types that the extension's kernels multiply here. Processors with AMX multiply bfloat16 faster by oneDNN."""
-    if linear_products() != "kernels":
+    if choice != "kernels":
         return ()
     amx = _processor().get("amx_bf16")
     return tuple(dtype for dtype in INSTRUCTIONS if dtype == torch.float32 or not amx)
@@ -106,7 +108,7 @@ def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
         dtype = torch.get_autocast_dtype("cpu")
     elif any(p is not None and p.dtype != dtype for p in parameters):
         return None
-    if dtype not in _kernel_dtypes() or (dtype != torch.float32 and torch.is_grad_enabled()):
+    if dtype not in _kernel_dtypes(linear_products()) or (dtype != torch.float32 and torch.is_grad_enabled()):
         return None
     return dtype
 
@@ -149,7 +151,7 @@ def linear(
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, fused, [], "")
     else:
         y = F.linear(x, weight, bias)
-    return activated(y if residual is None else y + residual, activation)
+    return ACTIVATED[activation](y if residual is None else y + residual)
 
 
 def _suits_onednn(x: Tensor, *parameters: Tensor | None) -> bool:

@@ -4,8 +4,6 @@ The extension attaches its kernels for CPUs to them; `models.ops.linear` says wh
 """
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
@@ -115,8 +113,3 @@ def _(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
 @register_flop_formula(operators.feed_forward)
 def _(x_shape, weight1_shape, bias1_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * _product(x_shape, weight1_shape) + _norm(x_shape, x_shape[-1])
-
-
-def activated(x: Tensor, activation: str) -> Tensor:
-    """PyTorch's own form of an activation."""
-    return {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu}[activation](x)

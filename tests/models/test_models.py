@@ -198,7 +198,6 @@ def test_without_gradients_the_answer_is_the_same():
 def test_detectors_compile_as_one_graph(name, monkeypatch):
     # The compiler sees PyTorch's products; those of the extension are rounded otherwise.
     monkeypatch.setattr("models.ops.linear.linear_products", lambda: "pytorch")
-    monkeypatch.setattr("models.ops.linear._kernel_dtypes", lambda: ())
     torch.manual_seed(0)
     layers = {"model.backbone.depth": 18, "model.encoder.num_layers": 2, "model.decoder.num_layers": 2}
     detector = build_detector(shrunk(ROOT / f"config/{name}.py", **layers)).eval()

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.ops import linear as products
 from tools.dev.products import processor_name
-from tools.dev.tables import markdown_row
+from tools.dev.tables import markdown_row, say
 from util.cli.outputs import growing_file, writable_file
 from util.processes.allocator import keep_freed_memory
 
@@ -36,7 +36,6 @@ def choose(choice: str):
     """Has linear layers computed by one of models.ops.linear.CHOICES from now on."""
     os.environ["LEANDETR_LINEAR"] = choice
     products.linear_products.cache_clear()
-    products._kernel_dtypes.cache_clear()
 
 
 def works(rows: int, depth: int, columns: int) -> dict[str, tuple[float, Callable[[], object]]]:
@@ -107,25 +106,16 @@ def main():
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     with growing_file(args.out) if args.out else contextlib.nullcontext() as file:
-
-        def say(line: str):
-            print(line, flush=True)
-            if file:
-                file.write(f"{line}\n")
-
-        say(f"{processor_name()}, {args.threads} threads; PyTorch {torch.__version__}\n")
-        say(markdown_row("layer", "", *products.CHOICES))
-        say(markdown_row(*["---"] * (2 + len(products.CHOICES))))
+        say(f"{processor_name()}, {args.threads} threads; PyTorch {torch.__version__}\n", file)
+        say(markdown_row("layer", "", *products.CHOICES), file)
+        say(markdown_row(*["---"] * (2 + len(products.CHOICES))), file)
         layers = {" x ".join(map(str, layer[:2])) + f" -> {layer[2]}": works(*layer) for layer in LAYERS}
         layers |= {f"feed-forward network, {hidden} wide": feed_forward_works(hidden) for hidden in HIDDEN}
         for layer, todo in layers.items():
             for what, (operations, work) in todo.items():
                 measured = rates(operations, work, args.rounds)
-                say(
-                    markdown_row(
-                        layer, what, *(f"{measured[c]:.0f}" if c in measured else "" for c in products.CHOICES)
-                    )
-                )
+                found = [f"{measured[choice]:.0f}" if choice in measured else "" for choice in products.CHOICES]
+                say(markdown_row(layer, what, *found), file)
 
 
 if __name__ == "__main__":

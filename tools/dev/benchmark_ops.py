@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn
+from tools.dev.tables import say
 from util.cli.outputs import growing_file, writable_file
 from util.measuring.benchmark import peak_megabytes, time_repeats
 
@@ -202,13 +203,6 @@ def op_functions(
     if with_classic and device == "cuda" and dtype == "float32":
         found["plain", "classic"] = (classic(shapes), (1, 2, 3))
     return found | {("plain", name): (work, (1, 2, 3)) for name, work in peers(device, shapes).items()}
-
-
-def say(line: str, file: TextIO | None):
-    """A line for the terminal and, where there is one, for the file."""
-    print(line, flush=True)
-    if file:
-        file.write(f"{line}\n")
 
 
 def benchmark_table(

@@ -50,8 +50,19 @@ TRANSFORMERS = {
 }
 """{our config: (the prefix of transformers' classes, the backbone's stages that it reads)}."""
 
-Run = Callable[[], list[Tensor]]
-"""Detects on the image once; returns what can be compared with our logits and boxes, if anything can."""
+Run = Callable[[], tuple[float, list[Tensor]]]
+"""Detects on the image once; returns the seconds, and what can be compared with our logits and boxes, if anything."""
+
+
+def timed(detect: Callable[[], list[Tensor]]) -> Run:
+    """A run that takes as long as a call does."""
+
+    def run() -> tuple[float, list[Tensor]]:
+        start = time.perf_counter()
+        answer = detect()
+        return time.perf_counter() - start, answer
+
+    return run
 
 
 def our_detector(name: str) -> torch.nn.Module:
@@ -68,12 +79,12 @@ def example(size: tuple[int, int]) -> Tensor:
 def ours(name: str, size: tuple[int, int], amp: bool) -> Run:
     detector, images, precision = our_detector(name), [example(size)[0]], Precision("cpu", amp)
 
-    def run() -> list[Tensor]:
+    def detect() -> list[Tensor]:
         with torch.inference_mode(), precision.autocast():
             output = detector(images)
         return [output.logits, output.boxes]
 
-    return run
+    return timed(detect)
 
 
 def peer_of(name: str) -> torch.nn.Module:
@@ -94,12 +105,12 @@ def by_transformers(name: str, size: tuple[int, int]) -> Run:
     model = peer_of(name)
     image, mask = example(size), torch.ones(1, *size, dtype=torch.long)
 
-    def run() -> list[Tensor]:
+    def detect() -> list[Tensor]:
         with torch.inference_mode():
             model(image, mask)
         return []  # its weights are others
 
-    return run
+    return timed(detect)
 
 
 def by_onnxruntime(path: str, size: tuple[int, int]) -> Run:
@@ -110,7 +121,7 @@ def by_onnxruntime(path: str, size: tuple[int, int]) -> Run:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     image = example(size).numpy()
-    return lambda: [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: image})]
+    return timed(lambda: [torch.from_numpy(x) for x in session.run(None, {session.get_inputs()[0].name: image})])
 
 
 def by_openvino(path: str, size: tuple[int, int], precision: str) -> Run:
@@ -122,14 +133,12 @@ def by_openvino(path: str, size: tuple[int, int], precision: str) -> Run:
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled, image = openvino.Core().compile_model(path, "CPU", wishes), example(size).numpy()
-    return lambda: [torch.from_numpy(x) for x in compiled(image).values()]
+    return timed(lambda: [torch.from_numpy(x) for x in compiled(image).values()])
 
 
 def products(name: str, size: tuple[int, int]) -> Run:
     counts = products_of(our_detector(name), example(size))
-    times = {shape: product_seconds(shape) for shape in counts}
-    found = sum(count * times[shape] for shape, count in counts.items())
-    return lambda: [torch.tensor(found)]
+    return lambda: (sum(count * product_seconds(shape) for shape, count in counts.items()), [])
 
 
 @functools.cache
@@ -140,15 +149,9 @@ def built(build: Callable[..., Run], *arguments) -> Run:
 
 def measure(repeats: int, build: Callable[..., Run], *arguments) -> tuple[float, list[Tensor]]:
     """In a side's process: the median of some runs' seconds, and the last answer."""
-    if build is products:
-        built.cache_clear()
-        return built(build, *arguments)()[0].item(), []
-    run, seconds, answer = built(build, *arguments), [], []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        answer = run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), answer
+    run = built(build, *arguments)
+    seconds, answers = zip(*(run() for _ in range(repeats)), strict=True)
+    return statistics.median(seconds), answers[-1]
 
 
 class Side:

@@ -5,6 +5,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parents[2]
 PAPERS = {
@@ -37,6 +38,13 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         )
         + "\n"
     )
+
+
+def say(line: str, file: TextIO | None):
+    """A line for the terminal and, where there is one, for a file."""
+    print(line, flush=True)
+    if file:
+        file.write(f"{line}\n")
 
 
 def configs(folder: Path) -> dict[str, Path]:

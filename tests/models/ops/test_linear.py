@@ -31,12 +31,9 @@ NEEDS_BFLOAT16 = pytest.mark.skipif(
 def fresh_choice(monkeypatch):
     """What a test says in LEANDETR_LINEAR is read, and forgotten afterwards."""
     monkeypatch.delenv("LEANDETR_LINEAR", raising=False)
-    caches = (products.linear_products, products._kernel_dtypes)
-    for cached in caches:
-        cached.cache_clear()
+    products.linear_products.cache_clear()
     yield
-    for cached in caches:
-        cached.cache_clear()
+    products.linear_products.cache_clear()
 
 
 def layer(rows, depth, columns, dtype=torch.float32):
@@ -229,7 +226,6 @@ def test_costs_as_much_as_pytorchs(monkeypatch):
     def count(choice, function):
         monkeypatch.setenv("LEANDETR_LINEAR", choice)
         products.linear_products.cache_clear()
-        products._kernel_dtypes.cache_clear()
         with FlopCounterMode(display=False, custom_mapping=CONVENTION) as counter:
             function()
         return counter.get_total_flops()

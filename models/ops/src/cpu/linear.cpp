@@ -69,8 +69,7 @@ at::Tensor packed(const Products& products, const at::Tensor& weight_, at::Scala
 }
 
 // What is common to a layer's problem; the tensors must outlive it.
-Linear describe(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& packed_weight, const Optional& bias,
-                at::ScalarType type) {
+Linear describe(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& packed_weight, const Optional& bias) {
   Linear p = {};
   p.K = weight.size(1);
   p.N = weight.size(0);
@@ -81,6 +80,15 @@ Linear describe(const at::Tensor& x, const at::Tensor& weight, const at::Tensor&
   p.weight = aligned(packed_weight.data_ptr());
   p.bias = pointer<float>(bias);
   return p;
+}
+
+// Has a layer's answer be the norm of its sum with a residual.
+void add_norm(Linear& p, const at::Tensor& residual, const Optional& weight, const Optional& bias, double eps) {
+  p.residual = residual.data_ptr();
+  p.residual_is_float = residual.scalar_type() == at::kFloat;
+  p.norm_weight = pointer<float>(weight);
+  p.norm_bias = pointer<float>(bias);
+  p.eps = static_cast<float>(eps);
 }
 
 void check_layer(const at::Tensor& x, const at::Tensor& weight, at::ScalarType type) {
@@ -111,7 +119,7 @@ at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight, const Optional
   at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(type));
   if (residual) check(*residual, "residual", type, y.sizes());
   const at::Tensor w = packed(products, weight, type, false);
-  Linear p = describe(x, weight, w, bias, type);
+  Linear p = describe(x, weight, w, bias);
   p.residual = pointer(residual);
   p.residual_is_float = !residual || residual->scalar_type() == at::kFloat;
   p.activation = static_cast<Activation>(activation);
@@ -131,12 +139,8 @@ at::Tensor linear_norm(const at::Tensor& x_, const at::Tensor& weight, const Opt
   at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(at::kFloat));
   check(residual, "residual", type, y.sizes());
   const at::Tensor w = packed(products, weight, type, false);
-  Linear p = describe(x, weight, w, bias, type);
-  p.residual = residual.data_ptr();
-  p.residual_is_float = residual.scalar_type() == at::kFloat;
-  p.norm_weight = pointer<float>(scale);
-  p.norm_bias = pointer<float>(shift);
-  p.eps = static_cast<float>(eps);
+  Linear p = describe(x, weight, w, bias);
+  add_norm(p, residual, scale, shift, eps);
   p.y = y.data_ptr();
   run(products, p);
   return y;
@@ -155,15 +159,11 @@ at::Tensor feed_forward(const at::Tensor& x_, const at::Tensor& weight1, const O
   const Optional scale = as_float(norm_weight, "norm_weight", width), shift = as_float(norm_bias, "norm_bias", width);
   at::Tensor y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
   const at::Tensor w1 = packed(products, weight1, type, false), w2 = packed(products, weight2, type, false);
-  Linear first = describe(x, weight1, w1, bias1, type), second = describe(x, weight2, w2, bias2, type);
+  Linear first = describe(x, weight1, w1, bias1), second = describe(x, weight2, w2, bias2);
   first.activation = static_cast<Activation>(activation);
   second.M = first.M;
   second.x = nullptr;
-  second.residual = x.data_ptr();
-  second.residual_is_float = first.x_is_float;
-  second.norm_weight = pointer<float>(scale);
-  second.norm_bias = pointer<float>(shift);
-  second.eps = static_cast<float>(eps);
+  add_norm(second, x, scale, shift, eps);
   second.y = y.data_ptr();
   if (first.M == 0) return y;
   in_threads((first.M + products.rows - 1) / products.rows, products.feed_forward_bytes(first, second),

@@ -23,7 +23,6 @@ namespace {
 typedef typename Types<float, WIDTH>::Vector Floats;
 typedef typename Types<float, WIDTH>::Integers Integers;
 typedef Pack<float, float, WIDTH> F;
-typedef Pack<BFloat16, float, WIDTH> B;
 
 constexpr int VECTORS = 2;                    // per row of a tile
 constexpr int TILE = WIDTH == 16 ? 12 : 6;    // rows of a tile: as many as registers hold sums for
