@@ -1,5 +1,6 @@
 """ResNet, torchvision's own, cut into the stages that a detector reads."""
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import torch
@@ -10,7 +11,8 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.layers.basic import Recomputable
-from models.layers.convolution import convolve, has_kernels
+from models.layers.convolution import call_convolution, convolve, has_kernels
+from models.layers.hooks import has_hooks
 from models.registry import PARTS
 from util.tensors.device import is_traced
 
@@ -21,12 +23,15 @@ NORMS = {
 }
 
 
-def _is_folded(norm: nn.Module) -> bool:
+def _is_folded(convolution: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     """Whether a norm is multiplied into the weights, which are fewer than the pixels.
 
-    Not with gradients: then all is rounded as in the papers' code.
+    Not on a GPU with gradients: there all is rounded as in the papers' code.
     """
-    return not torch.is_grad_enabled() and isinstance(norm, FrozenBatchNorm2d)
+    if torch.is_grad_enabled() and not x.is_cpu:
+        return False
+    kinds = type(convolution) is nn.Conv2d and isinstance(norm, FrozenBatchNorm2d)
+    return kinds and not has_hooks(convolution) and not has_hooks(norm)
 
 
 def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -41,16 +46,16 @@ def _geometry(convolution: nn.Conv2d) -> tuple:
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """A convolution and its norm."""
-    if not _is_folded(norm):
-        return norm(convolution(x))
-    return F.conv2d(x, *_folded(convolution, norm), *_geometry(convolution))
+    if _is_folded(convolution, norm, x):
+        return F.conv2d(x, *_folded(convolution, norm), *_geometry(convolution))
+    return norm(call_convolution(convolution, x))
 
 
 def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     """The ReLU of a convolution, its norm and a shortcut."""
-    if _is_folded(norm) and has_kernels(convolution, x):
+    if _is_folded(convolution, norm, x) and has_kernels(convolution, x):
         return convolve(x, *_folded(convolution, norm), shortcut, rectify=True)
-    if _is_folded(norm) and _has_fused_kernels(x):
+    if _is_folded(convolution, norm, x) and _has_fused_kernels(x):
         return _fused(convolution, *_folded(convolution, norm), x, shortcut)
     x = _convolve(convolution, norm, x)
     return F.relu(x if shortcut is None else x.add_(shortcut), inplace=True)
@@ -72,6 +77,14 @@ def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shor
     if shortcut is None:
         return torch.cudnn_convolution_relu(x, weight, bias, *_geometry(convolution))
     return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *_geometry(convolution))
+
+
+def _gradients_of(x: Tensor, *modules: nn.Module) -> AbstractContextManager:
+    """Within this there are gradients only where something has some: what is frozen is then as fast as in inference."""
+    parameters = chain.from_iterable(module.parameters() for module in modules)
+    if x.requires_grad or any(parameter.requires_grad for parameter in parameters):
+        return nullcontext()
+    return torch.no_grad()
 
 
 def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
@@ -157,10 +170,13 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stage."""
         body = self.body
-        x = body.maxpool(_activate(body.conv1, body.bn1, images))
+        with _gradients_of(images, body.conv1, body.bn1):
+            x = body.maxpool(_activate(body.conv1, body.bn1, images))
         maps = []
         for stage in range(1, self.stages[-1] + 1):
-            x = getattr(body, f"layer{stage}")(x)
+            blocks = getattr(body, f"layer{stage}")
+            with _gradients_of(x, blocks):
+                x = blocks(x)
             if stage in self.stages:
                 maps.append(x)
         return maps

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import MultiheadAttention, ProjectedAttention
 from models.layers.basic import Recomputable, init_xavier
+from models.layers.dropout import Dropout, add_dropped
 from models.layers.linear import Linear, attend_add_norm, feed_forward
 from models.registry import PARTS
 from models.structures import TokenSet
@@ -28,7 +29,7 @@ class DenseEncoderLayer(Recomputable):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_xavier(self)
 
     def forward(self, memory: TokenSet) -> Tensor:
@@ -58,7 +59,7 @@ class DenseDecoderLayer(nn.Module):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_xavier(self)
 
     def forward(self, content: Tensor, pos: Tensor, memory: TokenSet, mask: Tensor | None) -> Tensor:
@@ -112,7 +113,7 @@ class ConditionalDecoderLayer(nn.Module):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_xavier(self)
 
     def forward(self, content: Tensor, pos: Tensor, spatial: Tensor, memory: TokenSet, mask: Tensor | None) -> Tensor:
@@ -127,8 +128,8 @@ class ConditionalDecoderLayer(nn.Module):
         Returns:
             (B, Q, C).
         """
-        content = self.norm1(content + self.dropout(self._ask_queries(content, pos, mask)))
-        content = self.norm2(content + self.dropout(self._ask_memory(content, pos, spatial, memory)))
+        content = self.norm1(add_dropped(self.dropout, self._ask_queries(content, pos, mask), content))
+        content = self.norm2(add_dropped(self.dropout, self._ask_memory(content, pos, spatial, memory), content))
         return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout)
 
     def _ask_queries(self, content: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:

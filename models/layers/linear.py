@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as global_hooks
 
+from models.layers.dropout import Dropout, add_dropped
+from models.layers.hooks import has_hooks
 from models.ops import linear as products
 
 
@@ -23,21 +24,9 @@ class Linear(nn.Linear):
         return products.linear(x, self.weight, self.bias)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its `forward`."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    everywhere = (
-        global_hooks._global_forward_hooks,
-        global_hooks._global_forward_pre_hooks,
-        global_hooks._global_backward_hooks,
-        global_hooks._global_backward_pre_hooks,
-    )
-    return any(own) or any(everywhere) or "forward" in vars(module)  # or it is somebody else's `forward`
-
-
 def _are_as_such(*layers: nn.Module) -> bool:
     """Whether these are linear layers, norms and dropouts of which nobody would miss the call."""
-    return all(type(layer) in (Linear, nn.LayerNorm, nn.Dropout) and not has_hooks(layer) for layer in layers)
+    return all(type(layer) in (Linear, nn.LayerNorm, Dropout) and not has_hooks(layer) for layer in layers)
 
 
 def _norms_sum(norm: nn.LayerNorm, dropout: nn.Dropout) -> bool:
@@ -64,14 +53,14 @@ def linear_add_norm(layer: nn.Module, x: Tensor, residual: Tensor, norm: nn.Modu
     """norm(residual + dropout(layer(x)))."""
     if not torch.is_grad_enabled() and _are_as_such(layer, norm, dropout) and _norms_sum(norm, dropout):
         return products.linear_norm(x, layer.weight, layer.bias, residual, norm)
-    return norm(residual + dropout(layer(x)))
+    return norm(add_dropped(dropout, layer(x), residual))
 
 
 def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, norm: nn.Module, dropout: nn.Dropout) -> Tensor:
     """norm(x + dropout(second(dropout(relu(first(x))))))."""
     if not torch.is_grad_enabled() and _are_as_such(first, second, norm, dropout) and _norms_sum(norm, dropout):
         return products.feed_forward(x, (first.weight, second.weight), (first.bias, second.bias), norm)
-    return norm(x + dropout(second(dropout(linear_relu(first, x)))))
+    return norm(add_dropped(dropout, second(dropout(linear_relu(first, x))), x))
 
 
 class Projecting(nn.Module):
@@ -110,4 +99,4 @@ def attend_add_norm(
         found, rest = attention.look_up(*inputs, **named)
         return linear_add_norm(getattr(attention, attention.projection), found, residual, norm, dropout), rest
     answer, rest = attention(*inputs, **named)
-    return norm(residual + dropout(answer)), rest
+    return norm(add_dropped(dropout, answer, residual)), rest

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import MultiheadAttention
 from models.layers.basic import Recomputable, init_xavier
+from models.layers.dropout import Dropout
 from models.layers.linear import Linear, attend_add_norm, feed_forward
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling
@@ -30,7 +31,7 @@ class DeformableEncoderLayer(Recomputable):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_xavier(self.linear1)
         init_xavier(self.linear2)
 
@@ -118,7 +119,7 @@ class DeformableDecoderLayer(nn.Module):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for module in (self.self_attn, self.linear1, self.linear2):
             init_xavier(module)
 

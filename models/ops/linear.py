@@ -94,12 +94,19 @@ def _kernel_dtypes(choice: str) -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype in INSTRUCTIONS if dtype == torch.float32 or not amx)
 
 
-def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
-    """The type in which the extension's kernels multiply for these tensors; None where they do not serve.
+def serves(*tensors: Tensor | None) -> bool:
+    """Whether the extension's kernels compute for such tensors, whatever their types.
 
     They serve plain tensors on the CPU; what is traced, compiled, exported or transformed sees PyTorch's own operators.
     """
-    if torch.compiler.is_compiling() or not x.is_cpu or not _are_plain(x, *parameters):
+    if torch.compiler.is_compiling() or not all(t is None or t.is_cpu for t in tensors) or not _are_plain(*tensors):
+        return False
+    return linear_products() == "kernels"
+
+
+def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
+    """The type in which the extension's kernels multiply for these tensors; None where they do not serve."""
+    if not serves(x, *parameters):
         return None
     dtype = x.dtype
     if torch.is_autocast_enabled("cpu"):

@@ -6,13 +6,21 @@ namespace leandetr {
 
 // y = activation(x * w + bias + residual): stride 1, one pixel of zeros around; maps are stored channels last.
 struct Convolution {
-  long N, H, W, C, O;     // x is (N, H, W, C), y (N, H, W, O)
+  long N, H, W, C, O;    // x is (N, H, W, C), y (N, H, W, O)
+  const void* x;         // maps are float, or all of them bfloat16; what is computed is float
+  const float* weight;   // transformed and packed
+  const float* bias;     // (O)
+  const void* residual;  // null, or as y
+  bool rectify, is_float;
+  void* y;
+};
+
+// The gradient of w: of (N, H, W, O) gradients of answers and (N, H, W, C) maps.
+struct ConvolutionGradient {
+  long N, H, W, C, O;
+  const float* grad;
   const float* x;
-  const float* weight;    // transformed and packed
-  const float* bias;      // (O)
-  const float* residual;  // null, or as y
-  bool rectify;
-  float* y;
+  float* weight;  // (O, 3, 3, C)
 };
 
 // One table per instruction set. Different ranges write apart, and no number depends on how the work is divided.
@@ -24,6 +32,13 @@ struct Convolutions {
   long (*tasks)(const Convolution&);
   long (*bytes)(const Convolution&);  // of memory that a range brings
   void (*convolve)(const Convolution&, void* memory, long begin, long end);
+  // The gradient of weights: squares [begin, end) of `count` are transformed, from square `first` of all `squares` on, to
+  // grads (place, count, O) and pixels (place, count, C); what is their products' sum over the squares, (place, O, C), is
+  // transformed back, for answers [begin, end).
+  long places;
+  long (*squares)(const ConvolutionGradient&);
+  void (*transform)(const ConvolutionGradient&, long first, long count, float* grads, float* pixels, long begin, long end);
+  void (*transform_back)(const ConvolutionGradient&, const float* sums, long begin, long end);
 };
 
 namespace avx2 {

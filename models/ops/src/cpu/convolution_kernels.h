@@ -46,6 +46,23 @@ INLINE void transform_weights(const Floats (&g)[3], Floats (&u)[IN]) {
   u[5] = g[2];
 }
 
+// The transforms of answers and of weights the other way, for gradients.
+INLINE void transform_gradients(const Floats (&y)[OUT], Floats (&u)[IN]) {
+  const Floats a = y[0] + y[2], b = y[1] + y[3], c = y[0] + y[2] * 4.0f, d = (y[1] + y[3] * 4.0f) * 2.0f;
+  u[0] = y[0];
+  u[1] = a + b;
+  u[2] = a - b;
+  u[3] = c + d;
+  u[4] = c - d;
+  u[5] = y[3];
+}
+INLINE void transform_sums(const Floats (&u)[IN], Floats (&g)[3]) {
+  const Floats a = (u[1] + u[2]) * (-1.0f / 6), b = u[3] + u[4];
+  g[0] = u[0] * 0.25f + a + b * (1.0f / 24);
+  g[1] = (u[2] - u[1]) * (1.0f / 6) + (u[3] - u[4]) * (1.0f / 12);
+  g[2] = a + b * (1.0f / 6) + u[5];
+}
+
 bool serves(long C, long O) { return C % WIDTH == 0 && O % COLUMNS == 0; }
 long convolution_packed_bytes(long C, long O) { return PLACES * C * O * sizeof(float); }
 long pack_tasks(long C, long O) { return O / COLUMNS * up(C, PACKED_TOGETHER); }
@@ -77,7 +94,8 @@ void pack_weights(const float* weight, long C, long O, float* packed, long begin
 // The squares of all images: image by image, row by row.
 struct Squares {
   long down, across, count;
-  INLINE explicit Squares(const Convolution& p)
+  template <typename Problem>
+  INLINE explicit Squares(const Problem& p)
       : down(up(p.H, OUT)), across(up(p.W, OUT)), count(p.N * down * across) {}
 };
 struct Square {
@@ -89,9 +107,72 @@ struct Square {
   }
 };
 
-// STEP: from one square's channels to the next one's; a product's rows should not crowd the same cache lines.
-template <long STEP>
+// A square of maps (H, W, C), transformed: of channels from c on, its places go to at(c), `place` numbers apart.
+template <typename T, typename At>
+INLINE void read_square(const T* maps, long H, long W, long C, const Square& s, long place, const At& at) {
+  const T* image = maps + s.image * H * W * C;
+  const T* from[PLACES];
+  for (int i = 0; i < IN; ++i)
+    for (int j = 0; j < IN; ++j) {
+      const long y = s.top + i - 1, x = s.left + j - 1;
+      from[i * IN + j] = y >= 0 && y < H && x >= 0 && x < W ? image + (y * W + x) * C : nullptr;
+    }
+  for (long c = 0; c < C; c += WIDTH) {
+    float* to = at(c);
+    Floats half[IN][IN];
+#pragma GCC unroll 6
+    for (int j = 0; j < IN; ++j) {
+      Floats column[IN];
+#pragma GCC unroll 6
+      for (int i = 0; i < IN; ++i)
+        column[i] = from[i * IN + j] ? Pack<T, float, WIDTH>::load(from[i * IN + j] + c) : Floats{};
+      transform_pixels(column, half[j]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < IN; ++i) {
+      const Floats row[IN] = {half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]};
+      Floats whole[IN];
+      transform_pixels(row, whole);
+#pragma GCC unroll 6
+      for (int j = 0; j < IN; ++j) F::store(to + (i * IN + j) * place, whole[j]);
+    }
+  }
+}
+
+// The same of a square of gradients of answers (H, W, O).
+INLINE void read_gradients(const float* maps, long H, long W, long O, const Square& s, long place, float* to) {
+  const float* from[OUT * OUT];
+  for (int i = 0; i < OUT; ++i)
+    for (int j = 0; j < OUT; ++j) {
+      const long y = s.top + i, x = s.left + j;
+      from[i * OUT + j] = y < H && x < W ? maps + ((s.image * H + y) * W + x) * O : nullptr;
+    }
+  for (long o = 0; o < O; o += WIDTH) {
+    Floats half[OUT][IN];
+#pragma GCC unroll 4
+    for (int j = 0; j < OUT; ++j) {
+      Floats column[OUT];
+#pragma GCC unroll 4
+      for (int i = 0; i < OUT; ++i) column[i] = from[i * OUT + j] ? F::load(from[i * OUT + j] + o) : Floats{};
+      transform_gradients(column, half[j]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < IN; ++i) {
+      const Floats row[OUT] = {half[0][i], half[1][i], half[2][i], half[3][i]};
+      Floats whole[IN];
+      transform_gradients(row, whole);
+#pragma GCC unroll 6
+      for (int j = 0; j < IN; ++j) F::store(to + (i * IN + j) * place + o, whole[j]);
+    }
+  }
+}
+
+// T: of the maps. STEP: from one square's channels to the next one's; a product's rows should not crowd the same cache
+// lines.
+template <typename T, long STEP>
 struct Winograd {
+  typedef Pack<T, float, WIDTH> P;
+
   static long chunks(const Convolution& p) { return up(p.C, DEPTH); }
   static long pixel_numbers(const Convolution& p) { return PLACES * chunks(p) * STEP; }  // of a square
   static long numbers(const Convolution& p) { return pixel_numbers(p) + PLACES * COLUMNS; }
@@ -104,33 +185,9 @@ struct Winograd {
 
   // -> pixels (place, chunk, square, STEP)
   static void read(const Convolution& p, const Square& s, long square, long rows, float* pixels) {
-    const float* image = p.x + s.image * p.H * p.W * p.C;
-    const float* at[PLACES];
-    for (int i = 0; i < IN; ++i)
-      for (int j = 0; j < IN; ++j) {
-        const long y = s.top + i - 1, x = s.left + j - 1;
-        at[i * IN + j] = y >= 0 && y < p.H && x >= 0 && x < p.W ? image + (y * p.W + x) * p.C : nullptr;
-      }
-    const long place = chunks(p) * rows * STEP;
-    for (long c = 0; c < p.C; c += WIDTH) {
-      float* to = pixels + (c / DEPTH * rows + square) * STEP + c % DEPTH;
-      Floats half[IN][IN];
-#pragma GCC unroll 6
-      for (int j = 0; j < IN; ++j) {
-        Floats column[IN];
-#pragma GCC unroll 6
-        for (int i = 0; i < IN; ++i) column[i] = at[i * IN + j] ? F::load(at[i * IN + j] + c) : Floats{};
-        transform_pixels(column, half[j]);
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < IN; ++i) {
-        const Floats row[IN] = {half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]};
-        Floats whole[IN];
-        transform_pixels(row, whole);
-#pragma GCC unroll 6
-        for (int j = 0; j < IN; ++j) F::store(to + (i * IN + j) * place, whole[j]);
-      }
-    }
+    read_square(static_cast<const T*>(p.x), p.H, p.W, p.C, s, chunks(p) * rows * STEP, [&](long c) INLINE_LAMBDA {
+      return pixels + (c / DEPTH * rows + square) * STEP + c % DEPTH;
+    });
   }
 
   // A square of sums (place, squares, COLUMNS) -> y.
@@ -153,8 +210,8 @@ struct Winograd {
         for (int j = 0; j < OUT && s.left + j < p.W; ++j) {
           const long at = ((s.image * p.H + s.top + i) * p.W + s.left + j) * p.O + o;
           Floats y = answer[j] + shift;
-          if (p.residual) y += F::load(p.residual + at);
-          F::store(p.y + at, p.rectify ? activated<Activation::relu>(y) : y);
+          if (p.residual) y += P::load(static_cast<const T*>(p.residual) + at);
+          P::store(static_cast<T*>(p.y) + at, p.rectify ? activated<Activation::relu>(y) : y);
         }
       }
     }
@@ -182,19 +239,60 @@ struct Winograd {
   }
 };
 
-#define CHOOSE_STEP(member, ...)                        \
-  if (p.C <= 64) return Winograd<80>::member(__VA_ARGS__);   \
-  if (p.C <= 128) return Winograd<144>::member(__VA_ARGS__); \
-  return Winograd<ROW>::member(__VA_ARGS__);
+#define CHOOSE_STEP(T, member, ...)                             \
+  if (p.C <= 64) return Winograd<T, 80>::member(__VA_ARGS__);   \
+  if (p.C <= 128) return Winograd<T, 144>::member(__VA_ARGS__); \
+  return Winograd<T, ROW>::member(__VA_ARGS__);
+
+template <typename T>
+void convolve_maps(const Convolution& p, void* memory, long begin, long end) {
+  CHOOSE_STEP(T, convolve, p, memory, begin, end)
+}
 
 long convolution_tasks(const Convolution& p) { return up(Squares(p).count, TILE); }
-long convolution_bytes(const Convolution& p) { CHOOSE_STEP(bytes, p) }
-void convolve(const Convolution& p, void* memory, long begin, long end) { CHOOSE_STEP(convolve, p, memory, begin, end) }
+long convolution_bytes(const Convolution& p) { CHOOSE_STEP(float, bytes, p) }
+void convolve(const Convolution& p, void* memory, long begin, long end) {
+  if (p.is_float)
+    convolve_maps<float>(p, memory, begin, end);
+  else
+    convolve_maps<BFloat16>(p, memory, begin, end);
+}
+
+long gradient_squares(const ConvolutionGradient& p) { return Squares(p).count; }
+
+void transform_squares(const ConvolutionGradient& p, long first, long count, float* grads, float* pixels, long begin,
+                       long end) {
+  const Squares all(p);
+  for (long square = begin; square < end; ++square) {
+    const Square s(all, first + square);
+    read_square(p.x, p.H, p.W, p.C, s, count * p.C, [&](long c) INLINE_LAMBDA { return pixels + square * p.C + c; });
+    read_gradients(p.grad, p.H, p.W, p.O, s, count * p.O, grads + square * p.O);
+  }
+}
+
+void transform_back(const ConvolutionGradient& p, const float* sums, long begin, long end) {
+  for (long o = begin; o < end; ++o)
+    for (long c = 0; c < p.C; c += WIDTH) {
+      Floats half[IN][3];
+      for (int j = 0; j < IN; ++j) {
+        Floats column[IN];
+        for (int i = 0; i < IN; ++i) column[i] = F::load(sums + ((i * IN + j) * p.O + o) * p.C + c);
+        transform_sums(column, half[j]);
+      }
+      for (int i = 0; i < 3; ++i) {
+        const Floats row[IN] = {half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]};
+        Floats whole[3];
+        transform_sums(row, whole);
+        for (int j = 0; j < 3; ++j) F::store(p.weight + ((o * 3 + i) * 3 + j) * p.C + c, whole[j]);
+      }
+    }
+}
 
 }  // namespace
 
 const Convolutions convolutions = {serves,           convolution_packed_bytes, pack_tasks, pack_weights,
-                                   convolution_tasks, convolution_bytes,        convolve};
+                                   convolution_tasks, convolution_bytes,        convolve,   PLACES,
+                                   gradient_squares,  transform_squares,        transform_back};
 
 }  // namespace ISA
 }  // namespace leandetr

@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "product_kernels.h"
 #include "convolution_kernels.h"
+#include "dropout_kernels.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

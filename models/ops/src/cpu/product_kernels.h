@@ -492,9 +492,14 @@ INLINE void copy_depths(const float* from, const float* where, long step, long c
   if (columns >= WIDE && !where) {
     for (long k = 0; k < count; ++k) __builtin_memcpy(to + k * WIDE, from + k * step, WIDE * sizeof(float));
   } else if (columns >= WIDE) {
+    typedef Pack<float, float, 4> Four;  // whole vectors may be wider than a row, and branches would be guessed wrong
     for (long k = 0; k < count; ++k)
-#pragma GCC unroll 32
-      for (int n = 0; n < WIDE; ++n) to[k * WIDE + n] = where[k * step + n] > 0 ? from[k * step + n] : 0.0f;
+#pragma GCC unroll 8
+      for (int four = 0; four < WIDE; four += 4) {
+        const int n = four + 4 <= WIDE ? four : WIDE - 4;
+        const Four::Vector x = Four::load(from + k * step + n), zero = {};
+        Four::store(to + k * WIDE + n, Four::load(where + k * step + n) > 0 ? x : zero);
+      }
   } else {
     for (long k = 0; k < count; ++k)
       for (long n = 0; n < WIDE; ++n)
@@ -509,7 +514,8 @@ void weight_gradient_part(const WeightGradient& p, long top, long bottom, long l
   float* grads = sums + TALL * STRETCH;     // (tile, DEPTHS, TILE)
   float* biases = grads + DEPTHS * TALL;
   const long tiles = up(bottom - top, TILE), wide = up(right - left, COLUMNS);
-  __builtin_memset(sums, 0, TALL * STRETCH * sizeof(float));
+  for (long panel = 0; panel < wide; ++panel)
+    __builtin_memset(sums + panel * TALL * COLUMNS, 0, tiles * TILE * COLUMNS * sizeof(float));
   __builtin_memset(biases, 0, TALL * sizeof(float));
   const long share = up(DEPTHS, tiles * wide);  // of the next depths, asked for with every tile
   for (long m = 0; m < p.M; m += DEPTHS) {
@@ -546,9 +552,13 @@ void weight_gradient_part(const WeightGradient& p, long top, long bottom, long l
   }
   for (long n = top; n < bottom; ++n) {
     const long tile = (n - top) / TILE, row = (n - top) % TILE;
-    for (long k = left; k < right; ++k) {
-      const long panel = (k - left) / COLUMNS, column = (k - left) % COLUMNS;
-      p.grad_weight[n * p.K + k] = sums[((panel * TILES + tile) * TILE + row) * COLUMNS + column];
+    for (long panel = 0; panel < wide; ++panel) {
+      const float* from = sums + ((panel * TILES + tile) * TILE + row) * COLUMNS;
+      float* to = p.grad_weight + n * p.K + left + panel * COLUMNS;
+      const long columns = right - left - panel * COLUMNS;
+      for (int v = 0; v < VECTORS && columns >= COLUMNS; ++v)
+        F::store(to + v * WIDTH, p.add ? F::load(to + v * WIDTH) + F::load(from + v * WIDTH) : F::load(from + v * WIDTH));
+      for (long k = 0; k < columns && columns < COLUMNS; ++k) to[k] = p.add ? to[k] + from[k] : from[k];
     }
     if (left == 0 && p.grad_bias) p.grad_bias[n] = biases[n - top];
   }

@@ -33,6 +33,7 @@ struct WeightGradient {
   const float* x;
   float* grad_weight;  // (N, K)
   float* grad_bias;    // null, or (N)
+  bool add;            // to what grad_weight holds
 };
 
 // One table per instruction set and type that multiplies. Different ranges write apart, and no number depends on how the
