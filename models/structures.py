@@ -249,6 +249,32 @@ class Sampling:
     weights: Tensor | None
 
 
+class DeferredSampling(Sampling):
+    """One that is computed when it is asked for, which an encoder's never is.
+
+    Args:
+        find: returns the locations and the weights.
+    """
+
+    def __init__(self, find: Callable[[], tuple[Tensor, Tensor]]):
+        object.__setattr__(self, "find", find)
+
+    @computed_once
+    def found(self) -> Sampling:
+        """The same, computed."""
+        return Sampling(*self.find())
+
+    @property
+    def locations(self) -> Tensor:  # type: ignore[override]
+        """As in every sampling."""
+        return self.found.locations
+
+    @property
+    def weights(self) -> Tensor:  # type: ignore[override]
+        """As in every sampling."""
+        return self.found.weights
+
+
 @dataclass(frozen=True)
 class TokenSelection:
     """Which tokens an encoder chose to update (Sparse DETR).

@@ -6,7 +6,29 @@ from torch.nn import functional as F
 
 from models.layers.basic import init_xavier
 from models.layers.linear import Linear, Projecting
+from models.ops.dropout import dropout as drop
+from models.ops.dropout import has_dropout
 from models.ops.linear import linear
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention.
+
+    Args:
+        query, key, value: (B, heads, Q, c), (B, heads, S, c) and (B, heads, S, d).
+        blocked: bool, broadcastable to (B, heads, Q, S), True where the query may not see the key, or None.
+        dropout: the share of the attention weights that is dropped.
+
+    Returns:
+        (B, heads, Q, d).
+    """
+    if not has_dropout(query, dropout):
+        mask = None if blocked is None else ~blocked
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # PyTorch keeps them, too, where it drops some
+    if blocked is not None:
+        logits = logits.masked_fill(blocked, -torch.inf)
+    return drop(logits.softmax(-1), dropout) @ value
 
 
 class MultiheadAttention(Projecting, nn.MultiheadAttention):
@@ -60,9 +82,7 @@ class MultiheadAttention(Projecting, nn.MultiheadAttention):
         blocked = None if key_padding_mask is None else key_padding_mask[:, None, None]
         if attn_mask is not None:
             blocked = attn_mask if blocked is None else blocked | attn_mask
-        dropout = self.dropout if self.training else 0.0
-        mask = None if blocked is None else ~blocked
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        found = attend(q, k, v, blocked, self.dropout if self.training else 0.0)
         return found.transpose(1, 2).flatten(2), None
 
     def _project(self, x: Tensor, begin: int, end: int) -> Tensor:
@@ -107,7 +127,5 @@ class ProjectedAttention(nn.Module):
         Returns:
             (B, Q, d_model).
         """
-        dropout = self.dropout if self.training else 0.0
-        mask = None if blocked is None else ~blocked
-        answer = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        answer = attend(query, key, value, blocked, self.dropout if self.training else 0.0)
         return self.out_proj(answer.transpose(1, 2).flatten(2))

@@ -13,17 +13,19 @@ def has_kernels(convolution: nn.Conv2d, x: Tensor) -> bool:
     if convolution.groups != 1 or convolution.stride != (1, 1) or not isinstance(convolution.padding, tuple):
         return False
     if convolution.kernel_size == (1, 1) and convolution.padding == (0, 0):
-        rows = x.is_contiguous(memory_format=torch.channels_last) and not torch.is_grad_enabled()  # oneDNN's learn faster
+        rows = (
+            x.is_contiguous(memory_format=torch.channels_last) and not torch.is_grad_enabled()
+        )  # oneDNN's learn faster
         return rows and kernel_dtype(x, convolution.weight) is not None
     size = convolution.kernel_size, convolution.padding, convolution.dilation, convolution.padding_mode
     return size == ((3, 3), (1, 1), (1, 1), "zeros") and has_winograd(x, convolution.weight)
 
 
-def call_convolution(convolution: nn.Module, x: Tensor) -> Tensor:
+def call_convolution(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """convolution(x), of a 3x3 convolution without bias by the kernels where they serve."""
     plain = type(convolution) is nn.Conv2d and convolution.bias is None and not has_hooks(convolution)
     if plain and convolution.kernel_size == (3, 3) and has_kernels(convolution, x):
-        return convolve(x, convolution.weight, convolution.weight.new_zeros(convolution.out_channels))
+        return convolve(x, convolution.weight, x.new_zeros(convolution.out_channels))
     return convolution(x)
 
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from models.layers.linear import Linear, Projecting
 from models.ops import key_aware_deform_attn, ms_deform_attn
+from models.ops.ms_deform_attn import ms_deform_attn_of_offsets, takes_offsets
 from models.registry import PARTS
-from models.structures import Pyramid, Sampling, Shapes
+from models.structures import DeferredSampling, Pyramid, Sampling, Shapes
 from util.tensors.cache import cached
 from util.tensors.device import constant_tensor
 
@@ -63,14 +64,17 @@ class DeformableAttention(Projecting):
             values = values.masked_fill(memory.padding[..., None], 0)
         return values.unflatten(-1, (self.num_heads, -1))
 
-    def locations(self, query: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
+    def offsets(self, query: Tensor) -> Tensor:
+        """(B, Q, heads, L, points, 2): how far from its reference a query looks."""
+        return self.sampling_offsets(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+
+    def locations(self, offsets: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
         """(B, Q, heads, L, points, 2), float32: where to sample, relative to each padded map.
 
         A point moves by offsets in pixels of the level, a box by offsets in shares of half its size (Deformable DETR,
         equation 2 and appendix A.4).
         """
-        offsets = self.sampling_offsets(query).float()
-        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        offsets = offsets.float()
         reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             # Whole rows of numbers at a time: operators are slow where they repeat numbers by twos.
@@ -99,12 +103,18 @@ class MSDeformAttn(DeformableAttention):
 
     def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """Samples; arguments and result as of the call, but for the projection."""
-        values = self.values(memory)
-        locations = self.locations(query, reference, memory)
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
-        sampled = ms_deform_attn(values, memory.shapes, locations, weights)
-        return sampled, Sampling(locations, weights)
+        values, offsets = self.values(memory), self.offsets(query)
+        logits = self.attention_weights(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points))
+
+        def look() -> tuple[Tensor, Tensor]:
+            weights = logits.flatten(3).softmax(-1).view_as(logits)
+            return self.locations(offsets, reference, memory), weights
+
+        if takes_offsets(values, offsets, logits):
+            sampled = ms_deform_attn_of_offsets(values, memory.shapes, offsets, logits, reference)
+            return sampled, DeferredSampling(look)
+        locations, weights = look()
+        return ms_deform_attn(values, memory.shapes, locations, weights), Sampling(locations, weights)
 
 
 @PARTS.register
@@ -137,7 +147,7 @@ class KeyAwareDeformAttn(DeformableAttention):
     def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """Samples; arguments and result as in MSDeformAttn."""
         values = self.values(memory)
-        locations = self.locations(query, reference, memory)
+        locations = self.locations(self.offsets(query), reference, memory)
         asked = self.query_proj(query).unflatten(-1, (self.num_heads, -1))
         sampled = key_aware_deform_attn(asked, values, values, memory.shapes, locations)
         return sampled, Sampling(locations, None)

@@ -1,7 +1,7 @@
 """Dropout whose random numbers are computed by place, on CPUs, where PyTorch's own draws them one after the other.
 
-Which numbers are dropped follows from a seed, drawn from PyTorch's generator of random numbers for each call: a training
-that goes on, or a layer that is computed anew, drops the same. Where linear layers are left to PyTorch
+Which numbers are dropped follows from a seed, drawn from PyTorch's generator of random numbers for each call: a
+training that goes on, or a layer that is computed anew, drops the same. Where linear layers are left to PyTorch
 (LEANDETR_LINEAR), so is this.
 """
 
@@ -35,6 +35,12 @@ def _gradients(ctx, grad):
 torch.library.register_autograd("leandetr::dropout", _gradients, setup_context=_remember)
 
 
+def has_dropout(x: Tensor, p: float, residual: Tensor | None = None) -> bool:
+    """Whether `dropout` has kernels for these, which draws the numbers of a whole tensor at once."""
+    served = HAS_KERNELS and 0 < p < 1 and x.dtype in (torch.float32, torch.bfloat16)
+    return served and serves(x, residual)
+
+
 def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
     """torch.nn.functional.dropout in training, plus a residual.
 
@@ -46,8 +52,7 @@ def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
     Returns:
         As x.
     """
-    served = HAS_KERNELS and 0 < p < 1 and x.dtype in (torch.float32, torch.bfloat16)
-    if not served or not serves(x, residual):
+    if not has_dropout(x, p, residual):
         y = F.dropout(x, p)
         return y if residual is None else residual + y
     seed = int(torch.empty((), dtype=torch.int64).random_())

@@ -18,6 +18,9 @@ PLAIN = "Tensor value, int[] shapes, Tensor locations, Tensor weights"
 AWARE = "Tensor query, Tensor? key, Tensor value, int[] shapes, Tensor locations"
 LIBRARY = torch.library.Library("leandetr", "DEF")
 LIBRARY.define(f"ms_deform_attn({PLAIN}) -> Tensor")
+LIBRARY.define(
+    "ms_deform_attn_of_offsets(Tensor value, int[] shapes, Tensor offsets, Tensor logits, Tensor reference) -> Tensor"
+)
 LIBRARY.define(f"ms_deform_attn_backward(Tensor grad, {PLAIN}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(f"key_aware_deform_attn({AWARE}) -> Tensor")
 LIBRARY.define(f"key_aware_deform_attn_backward(Tensor grad, {AWARE}) -> (Tensor, Tensor, Tensor, Tensor)")
@@ -27,6 +30,13 @@ operators = torch.ops.leandetr
 def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """The operator; arguments as in `models.ops.ms_deform_attn`."""
     return operators.ms_deform_attn(value, _flat(shapes), locations, weights)
+
+
+def ms_deform_attn_of_offsets(
+    value: Tensor, shapes: Shapes, offsets: Tensor, logits: Tensor, reference: Tensor
+) -> Tensor:
+    """The operator, which has no gradients; arguments as in `models.ops.ms_deform_attn.ms_deform_attn_of_offsets`."""
+    return operators.ms_deform_attn_of_offsets(value, _flat(shapes), offsets, logits, reference)
 
 
 def key_aware_deform_attn(query: Tensor, key: Tensor, value: Tensor, shapes: Shapes, locations: Tensor) -> Tensor:
@@ -52,6 +62,11 @@ def _answer(value: Tensor, locations: Tensor) -> Tensor:
 @torch.library.register_fake("leandetr::ms_deform_attn")
 def _(value, shapes, locations, weights):
     return _answer(value, locations)
+
+
+@torch.library.register_fake("leandetr::ms_deform_attn_of_offsets")
+def _(value, shapes, offsets, logits, reference):
+    return _answer(value, offsets)
 
 
 @torch.library.register_fake("leandetr::ms_deform_attn_backward")
@@ -176,7 +191,7 @@ def _samples(value_shape, locations_shape) -> int:
     return N * Q * M * L * P * value_shape[-1]
 
 
-@register_flop_formula(operators.ms_deform_attn)
+@register_flop_formula([operators.ms_deform_attn, operators.ms_deform_attn_of_offsets])
 def _(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 4 * _samples(value_shape, locations_shape)
 

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from models.ops import library, reference
 from models.ops.extension import EXTENSIONS, has_compiled_kernels
+from models.ops.linear import serves
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,37 @@ def ms_deform_attn(value: Tensor, shapes, locations: Tensor, weights: Tensor, ba
     if weights.shape != locations.shape[:-1]:
         raise ValueError(f"weights {tuple(weights.shape)} do not fit locations {tuple(locations.shape)}")
     return _pick(backend, value, locations, weights).ms_deform_attn(value, shapes, locations, weights)
+
+
+def takes_offsets(value: Tensor, offsets: Tensor, logits: Tensor) -> bool:
+    """Whether `ms_deform_attn_of_offsets` serves these: without gradients, where linear layers have kernels."""
+    if (
+        torch.is_grad_enabled()
+        or not serves(value, offsets, logits)
+        or not offsets.dtype == logits.dtype == value.dtype
+    ):
+        return False
+    return "cpu" in BACKENDS and BACKENDS["cpu"].serves(value, offsets)
+
+
+def ms_deform_attn_of_offsets(value: Tensor, shapes, offsets: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
+    """`ms_deform_attn` whose locations and weights are made on the way, where `takes_offsets` says so.
+
+    Args:
+        value, shapes: as in `ms_deform_attn`.
+        offsets: (N, Q, M, L, P, 2), from the reference: of points in pixels of the level, of boxes in shares of half
+            their size (Deformable DETR, equation 2 and appendix A.4).
+        logits: (N, Q, M, L, P), whose softmax over all samples of a head are the weights.
+        reference: (N, Q, L, 2 or 4), points or boxes relative to each level.
+
+    Returns:
+        (N, Q, M*D), of value's dtype.
+
+    Raises:
+        ValueError: as in `ms_deform_attn`.
+    """
+    shapes = _checked(value, shapes, offsets, logits, reference)
+    return library.ms_deform_attn_of_offsets(value, shapes, offsets, logits, reference)
 
 
 def key_aware_deform_attn(

@@ -223,7 +223,7 @@ def test_resnet_without_gradients(depth):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_fused_convolutions_are_given_what_plain_ones_are(depth, monkeypatch):
     resnet, images = resnet_of_random_norms(depth), torch.randn(1, 3, 65, 97)
-    monkeypatch.setattr("models.backbones.resnet.has_kernels", lambda convolution, x: False)  # the CPU's own
+    monkeypatch.setattr("models.backbones.resnet.has_kernels", lambda *_: False)  # the CPU's own
     with torch.no_grad():
         wanted = resnet(images)
         convolve, calls = torch.nn.functional.conv2d, []
@@ -241,6 +241,44 @@ def test_fused_convolutions_are_given_what_plain_ones_are(depth, monkeypatch):
     torch.testing.assert_close(found, wanted)
     assert calls.count(2) == {18: 8, 50: 16}[depth]  # one shortcut a block
     assert calls.count(0) == {18: 9, 50: 33}[depth]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_folded_norms_learn_what_norms_apart_learn(depth):
+    images, found = torch.randn(2, 3, 97, 129), []
+    for apart in (False, True):
+        resnet = resnet_of_random_norms(depth)  # the same weights each time
+        if apart:  # norms that somebody looks into are called
+            for module in resnet.modules():
+                module.register_forward_hook(lambda *_: None)
+        maps = resnet(images)
+        gradients = torch.autograd.grad(
+            sum(x.square().mean() for x in maps), [p for p in resnet.parameters() if p.requires_grad]
+        )
+        found.append((maps, gradients))
+    for ours, theirs in zip(*(maps for maps, _ in found), strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    for ours, theirs in zip(*(gradients for _, gradients in found), strict=True):
+        assert (ours - theirs).norm() <= 5e-3 * theirs.norm()  # samples next to a ReLU's kink fall on either side
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_what_is_frozen_keeps_nothing_for_gradients(frozen):
+    resnet = ResNet(18, stages=(1, 2, 3), frozen=frozen)
+    images = torch.randn(1, 3, 64, 64)
+    assert [x.requires_grad for x in resnet(images)] == [stage + 1 > frozen for stage in (1, 2, 3)]
+    assert all(x.requires_grad for x in resnet(images.requires_grad_())), "images that have gradients keep them"
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_hooks_on_convolutions_and_norms_are_called(learns):
+    resnet, seen = ResNet(18), []
+    for module in resnet.modules():
+        if isinstance(module, (torch.nn.Conv2d, FrozenBatchNorm2d)):
+            module.register_forward_hook(lambda module, *_: seen.append(module))
+    with torch.set_grad_enabled(learns):
+        resnet(torch.randn(1, 3, 64, 64))
+    assert len(seen) == len(set(seen)) == 40
 
 
 @pytest.mark.gpu

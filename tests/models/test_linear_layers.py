@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.layers.attention import MultiheadAttention
+from models.layers.attention import MultiheadAttention, attend
 from models.layers.convolution import convolve, has_kernels
 from models.layers.deformable_attention import MSDeformAttn
 from models.layers.dense import DenseDecoderLayer
 from models.layers.linear import Linear, Projecting
 from models.layers.transformer import DeformableEncoderLayer
-from models.structures import Pyramid, TokenSet
+from models.structures import Pyramid, Sampling, TokenSet
 
 SHAPES = ((6, 4), (3, 2))
 WIDTH = 16
@@ -144,6 +144,26 @@ def test_a_decoder_layer_answers_alike_with_hooks_and_without():
         torch.testing.assert_close(fused, layer(content, pos, memory, None), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sides", [2, 4])
+def test_a_sampling_that_nobody_asked_for_is_the_same(sides):
+    torch.manual_seed(0)
+    shapes, width = ((6, 8), (3, 4)), 32
+    attention = MSDeformAttn(width, 4, 2)
+    torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.3)
+    torch.nn.init.normal_(attention.attention_weights.weight, std=0.3)
+    tokens = torch.randn(2, 60, width)
+    memory = Pyramid(tokens, tokens, torch.zeros(2, 60, dtype=torch.bool), shapes, (shapes, shapes))
+    query, reference = torch.randn(2, 7, width), torch.rand(2, 7, 2, sides)
+    answer, sampling = attention(query, reference, memory)
+    with torch.no_grad():
+        alike, deferred = attention(query, reference, memory)
+    torch.testing.assert_close(alike, answer.detach(), rtol=1e-4, atol=1e-5)
+    assert type(sampling) is Sampling
+    assert isinstance(deferred, Sampling)
+    torch.testing.assert_close(deferred.locations, sampling.locations.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deferred.weights, sampling.weights.detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("shortcut", [False, True])
 @pytest.mark.parametrize(("size", "shape"), [(1, (2, 8, 5, 3)), (3, (2, 16, 9, 13)), (3, (1, 96, 50, 31))], ids=str)
@@ -200,8 +220,75 @@ def test_other_convolutions_are_left_to_pytorch(convolution):
         assert not has_kernels(convolution, torch.randn(1, 64, 40, 40).to(memory_format=torch.channels_last))
 
 
-def test_convolutions_that_learn_are_left_to_pytorch():
-    assert not has_kernels(nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 40, 40))
+def test_pointwise_convolutions_that_learn_are_left_to_pytorch():
+    x = torch.randn(1, 64, 40, 40).to(memory_format=torch.channels_last)
+    assert not has_kernels(nn.Conv2d(64, 64, 1), x)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("shape", [(2, 32, 9, 13), (1, 96, 50, 31), (9, 64, 20, 24)], ids=str)
+def test_gradients_of_convolutions_equal_pytorchs(shape, rectify):
+    torch.manual_seed(0)
+    convolution, x = nn.Conv2d(shape[1], 64, 3, padding=1), torch.randn(shape).to(memory_format=torch.channels_last)
+    if not has_kernels(convolution, x):
+        pytest.skip("the extension is not built (make ops), or has no kernels for this processor")
+    given = [x, convolution.weight, convolution.bias, torch.randn(shape[0], 64, *shape[2:])]
+    given = [tensor.detach().requires_grad_() for tensor in given]
+    found = convolve(*given, rectify=rectify)
+    grad = torch.randn(found.shape) * (found.abs() > 1e-3)  # beside the kink of a ReLU rounding decides
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    expected = F.conv2d(*exact[:3], padding=1) + exact[3]
+    expected = F.relu(expected) if rectify else expected
+    ours = torch.autograd.grad(found, given, grad, retain_graph=True)
+    for our, right in zip(ours, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert (our.double() - right).norm() <= 1e-5 * right.norm()
+    by_x, by_weight = torch.autograd.grad(found, given[:2], grad, create_graph=True)
+    for our, again in zip(ours, (by_x, by_weight), strict=False):
+        assert (our - again).norm() <= 1e-5 * our.norm()
+    assert torch.autograd.grad((by_x**2).sum(), given[1])[0].isfinite().all(), "second derivatives"
+    alone = torch.autograd.grad(convolve(*(tensor.detach() for tensor in given[:1]), *given[1:3]).sum(), given[1])
+    assert alone[0].isfinite().all(), "maps without gradients"
+
+
+def test_gradients_of_convolutions_depend_on_no_threads():
+    x = torch.randn(3, 64, 41, 30, requires_grad=True)
+    convolution, threads, found = nn.Conv2d(64, 64, 3, padding=1), torch.get_num_threads(), []
+    if not has_kernels(convolution, x):
+        pytest.skip("the extension is not built (make ops), or has no kernels for this processor")
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y = convolve(x, convolution.weight, convolution.bias)
+            found.append(torch.autograd.grad(y.square().sum(), (x, convolution.weight)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_convolutions_of_bfloat16_maps_are_as_near_as_pytorchs():
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 40, 52).bfloat16().to(memory_format=torch.channels_last)
+    convolution, residual = nn.Conv2d(64, 64, 3, padding=1), torch.randn(2, 64, 40, 52).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        if not has_kernels(convolution, x):
+            pytest.skip("the extension has no products of bfloat16 for this processor")
+        found = convolve(x, convolution.weight, convolution.bias, residual, rectify=True)
+        theirs = F.relu(convolution(x) + residual)
+    with torch.no_grad():
+        expected = F.relu(convolution.double()(x.double()) + residual.double())
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - expected).norm() <= 1.1 * (theirs.double() - expected).norm()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_that_drops_weights_is_attention(masked, monkeypatch):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 2, n, 8, requires_grad=True) for n in (5, 9, 9))
+    blocked = torch.rand(5, 9) < 0.3 if masked else None
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=None if blocked is None else ~blocked)
+    monkeypatch.setattr("models.layers.attention.has_dropout", lambda *_: True)
+    monkeypatch.setattr("models.layers.attention.drop", lambda weights, share: weights)
+    torch.testing.assert_close(attend(query, key, value, blocked, 0.1), expected)
 
 
 def test_linear_layers_are_pytorchs_to_whoever_asks():

@@ -22,6 +22,17 @@ struct Problem {
   int start[MAX_SAMPLES];  // first token of that level
 };
 
+// Locations and weights before they are such: a sample is at center + offset / unit * extent, and weighs the softmax of the
+// K logits of its head.
+template <typename T, typename A>
+struct Asked {
+  const T* offsets;  // (N, Q, M, K, 2)
+  const T* logits;   // (N, Q, M, K)
+  const A* center;   // (N, Q, K, 2)
+  const A* extent;   // the same, or null: 1
+  const A* unit;     // (K, 2)
+};
+
 // One table of these per instruction set and storage type. T stores values and answers; A (float, for double double)
 // stores locations and weights and accumulates. A forward kernel computes heads of queries
 // begin <= (n * M + m) * Q + q < end, a backward kernel all queries of the heads begin <= n * M + m < end; what different
@@ -32,6 +43,8 @@ struct Kernels {
   long (*scratch)(const Problem&, int heads);
   void (*plain)(const Problem&, const T* value, const A* locations, const A* weights, T* answer, A* memory, long begin,
                 long end);
+  // The same, of what a query's linear layers say: see Asked.
+  void (*asked)(const Problem&, const T* value, const Asked<T, A>&, T* answer, A* memory, long begin, long end);
   void (*plain_backward)(const Problem&, const T* grad, const T* value, const A* locations, const A* weights,
                          T* grad_value, A* grad_locations, A* grad_weights, A* memory, long begin, long end);
   // key and value may be the same pointer; grad_key is not written then.

@@ -310,6 +310,46 @@ def test_values_that_are_no_numbers_do_not_reach_samples_outside(bad, queries):
             assert all(x.eq(0).all() for x in (answer, *grads))
 
 
+OFFSETS = """
+import torch
+from models.ops import ms_deform_attn
+from models.ops.library import ms_deform_attn_of_offsets
+torch.manual_seed(0)
+for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+    for sides in (2, 4):
+        for N, Q, M, D, P, shapes in ((2, 50, 2, 8, 3, ((3, 4), (2, 1))), (1, 5, 8, 32, 4, ((9, 7), (5, 4), (3, 2)))):
+            wide = torch.promote_types(dtype, torch.float32)
+            L, S = len(shapes), sum(h * w for h, w in shapes)
+            value, offsets = torch.randn(N, S, M, D).to(dtype), torch.randn(N, Q, M, L, P, 2).to(dtype)
+            logits, reference = torch.randn(N, Q, M, L, P).to(dtype), torch.rand(N, Q, L, sides, dtype=wide)
+            apart = reference[:, :, None, :, None]
+            if sides == 2:
+                places = apart + offsets.to(wide) / torch.tensor([(w, h) for h, w in shapes], dtype=wide)[:, None]
+            else:
+                places = apart[..., :2] + offsets.to(wide) / P * apart[..., 2:] * 0.5
+            weights = logits.to(wide).flatten(3).softmax(-1).view(logits.shape)
+            found = ms_deform_attn_of_offsets(value, shapes, offsets, logits, reference)
+            expected = ms_deform_attn(value, shapes, places, weights)
+            assert found.dtype == dtype
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+print("alike")
+"""
+
+
+@needs_extension
+@pytest.mark.parametrize("instructions", ["avx512", "avx2", "baseline"])
+def test_offsets_and_logits_give_what_locations_and_weights_give(instructions):
+    done = subprocess.run(
+        [sys.executable, "-c", OFFSETS],
+        env={**os.environ, "LEANDETR_CPU": instructions},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, "alike\n"), done.stderr
+
+
 @needs_extension
 @pytest.mark.parametrize("instructions", ["avx512", "avx2", "baseline"])
 def test_next_to_whole_pixels(instructions):

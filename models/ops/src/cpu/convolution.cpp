@@ -73,7 +73,8 @@ at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, cons
   return y;
 }
 
-constexpr int64_t SQUARES_BYTES = 16 << 20;  // of transformed squares, which the last cache is to hold
+constexpr int64_t SQUARES_BYTES = 5 << 20;  // of transformed squares, which caches are to hold
+constexpr int64_t LEAST_SQUARES = 64;        // for which it is worth to add to all sums
 
 // Squares are transformed and multiplied chunk by chunk; the order of sums depends on sizes alone.
 at::Tensor convolution_3x3_weight_gradient(const at::Tensor& grad_, const at::Tensor& x_) {
@@ -102,7 +103,7 @@ at::Tensor convolution_3x3_weight_gradient(const at::Tensor& grad_, const at::Te
 
   const int64_t squares = kernels->squares(p), places = kernels->places;
   const int64_t fit = SQUARES_BYTES / (places * (p.C + p.O) * int64_t(sizeof(float)));
-  const int64_t chunk = std::min(squares, std::max<int64_t>(fit, 1));
+  const int64_t chunk = std::min(squares, std::max(fit, LEAST_SQUARES));
   const auto floats = [&](int64_t count) { return at::empty({count + CACHE_LINE_BYTES}, x.options()); };
   at::Tensor grads = floats(places * chunk * p.O), pixels = floats(places * chunk * p.C);
   at::Tensor sums = floats(places * p.O * p.C);

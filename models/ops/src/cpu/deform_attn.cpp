@@ -67,6 +67,54 @@ at::Tensor plain(const at::Tensor& value_, at::IntArrayRef shapes, const at::Ten
   return answer;
 }
 
+// A query's reference (N, Q, L, sides), sides `side` and the next one, times a factor: for every sample, (N, Q, K, 2).
+at::Tensor of_samples(const Problem& p, const at::Tensor& reference, int64_t side, double factor) {
+  at::Tensor answer = at::empty({p.N, p.Q, p.K, 2}, reference.options());
+  AT_DISPATCH_FLOATING_TYPES(reference.scalar_type(), "deform_attn_cpu", [&] {
+    const scalar_t* from = data<const scalar_t*>(reference) + side;
+    scalar_t* to = data<scalar_t*>(answer);
+    const int64_t sides = reference.size(3);
+    at::parallel_for(0, p.N * p.Q, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t query = begin; query < end; ++query)
+        for (int64_t k = 0; k < p.K; ++k)
+          for (int64_t i = 0; i < 2; ++i)
+            to[(query * p.K + k) * 2 + i] = from[(query * p.L + k / p.points) * sides + i] * scalar_t(factor);
+    });
+  });
+  return answer;
+}
+
+// Offsets (N, Q, M, L, P, 2), logits (N, Q, M, L, P), reference (N, Q, L, 2 or 4): points, whose offsets are in pixels, or
+// boxes, whose offsets are in shares of half their size.
+at::Tensor asked(const at::Tensor& value_, at::IntArrayRef shapes, const at::Tensor& offsets_, const at::Tensor& logits_,
+                 const at::Tensor& reference_) {
+  const auto value = value_.contiguous();
+  const auto offsets = as(offsets_, value.scalar_type()), logits = as(logits_, value.scalar_type());
+  const auto reference = as(reference_, accumulator(value));
+  const Problem p = describe(value, shapes, offsets, {logits, reference});
+  TORCH_CHECK(logits.sizes() == offsets.sizes().slice(0, 5), "logits ", logits.sizes(), " do not fit offsets ",
+              offsets.sizes());
+  TORCH_CHECK(reference.dim() == 4 && reference.size(0) == p.N && reference.size(1) == p.Q && reference.size(2) == p.L &&
+                  (reference.size(3) == 2 || reference.size(3) == 4),
+              "reference ", reference.sizes(), " does not fit offsets ", offsets.sizes());
+  const bool boxes = reference.size(3) == 4;
+  const at::Tensor center = of_samples(p, reference, 0, 1), extent = boxes ? of_samples(p, reference, 2, 0.5) : center;
+  auto answer = at::empty({p.N, p.Q, p.M * p.D}, value.options());
+  DISPATCH(value, {
+    A unit[2 * MAX_SAMPLES];
+    for (int k = 0; k < p.K; ++k) {
+      unit[2 * k] = static_cast<A>(boxes ? p.points : p.width[k]);
+      unit[2 * k + 1] = static_cast<A>(boxes ? p.points : p.height[k]);
+    }
+    const Asked<T, A> a{data<const T*>(offsets), data<const T*>(logits), data<const A*>(center),
+                        boxes ? data<const A*>(extent) : nullptr, unit};
+    in_threads(p.N * p.M * p.Q, sizeof(A) * kernels.scratch(p, 1), [&](void* scratch, int64_t begin, int64_t end) {
+      kernels.asked(p, data<const T*>(value), a, data<T*>(answer), static_cast<A*>(scratch), begin, end);
+    });
+  });
+  return answer;
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> plain_backward(const at::Tensor& grad_, const at::Tensor& value_,
                                                               at::IntArrayRef shapes, const at::Tensor& locations_,
                                                               const at::Tensor& weights_) {
@@ -131,6 +179,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> aware_backward(
 
 TORCH_LIBRARY_IMPL(leandetr, CPU, m) {
   m.impl("ms_deform_attn", leandetr::plain);
+  m.impl("ms_deform_attn_of_offsets", leandetr::asked);
   m.impl("ms_deform_attn_backward", leandetr::plain_backward);
   m.impl("key_aware_deform_attn", leandetr::aware);
   m.impl("key_aware_deform_attn_backward", leandetr::aware_backward);

@@ -406,6 +406,15 @@ INLINE bool worth_packing(const Problem& p) {
   return p.Q * p.K * 4 > READS_WORTH_PACKING * p.S || p.S * p.M * p.D > __INT_MAX__;
 }
 
+// W numbers, of which the first `left` are there and the others are 0.
+template <typename T, typename A, int W>
+INLINE typename Types<A, W>::Vector load_most(const T* from, int left) {
+  if (left >= W) return Pack<T, A, W>::load(from);
+  T some[W] = {};
+  for (int i = 0; i < left; ++i) some[i] = from[i];
+  return Pack<T, A, W>::load(some);
+}
+
 template <typename T, typename A, int W, int VECTORS>
 struct Run {
   typedef Rows<A, W, VECTORS> R;
@@ -460,36 +469,70 @@ struct Run {
       work((n * p.Q + q) * p.M + m, last - q < TOGETHER ? (int)(last - q) : TOGETHER);
   }
 
-  // A head's rows, `row` numbers apart.
-  template <typename Table>
+  // A head's rows, `row` numbers apart. find(item, locations, weights) points to those of an item; it may write where they
+  // point to before, which is room for them and W more.
+  template <typename Table, typename Find>
   static INLINE void plain_head(const Problem& p, long n, long m, long first, long last, const Table& rows, int row,
-                                const A* locations, const A* weights, T* answer) {
+                                const Find& find, T* answer) {
     Samples<A> s[TOGETHER];
+    A places[2 * (MAX_SAMPLES + W)], shares[MAX_SAMPLES + W];
     in_groups(p, n, m, first, last, [&](long group, int count) INLINE_LAMBDA {
       for (int j = 0; j < count; ++j) {
         const long item = group + j * p.M;
-        expect_later(p, locations, item, p.K * 2);
-        expect_later(p, weights, item, p.K);
+        const A *locations = places, *weights = shares;
+        find(item, locations, weights, places, shares);
         expect_later(p, answer, item, p.D);
-        locate<A, W, false>(p, locations + item * p.K * 2, s[j], row);
-        weigh<A, W>(p.K, weights + item * p.K, s[j].share, s[j].share);
+        locate<A, W, false>(p, locations, s[j], row);
+        weigh<A, W>(p.K, weights, s[j].share, s[j].share);
       }
       for (int j = 0; j < count; ++j) R::gather(p, rows, s[j], s[j].share, answer + (group + j * p.M) * p.D);
     });
   }
 
-  static void plain(const Problem& p, const T* value, const A* locations, const A* weights, T* answer, A* memory,
-                    long begin, long end) {
+  template <typename Find>
+  static INLINE void plain_heads(const Problem& p, const T* value, const Find& find, T* answer, A* memory, long begin,
+                                 long end) {
     const Scratch own(p, memory, 1);
     for_each_head(p, begin, end, [&](long n, long m, long first, long last) INLINE_LAMBDA {
       if (worth_packing(p)) {
         pack(p, value, n, m, own.first);
-        plain_head(p, n, m, first, last, PackedRows<A>{own.first}, (int)p.D, locations, weights, answer);
+        plain_head(p, n, m, first, last, PackedRows<A>{own.first}, (int)p.D, find, answer);
       } else {
         const auto rows = in_place(p, value, n, m, memory);
-        plain_head(p, n, m, first, last, rows, (int)(p.M * p.D), locations, weights, answer);
+        plain_head(p, n, m, first, last, rows, (int)(p.M * p.D), find, answer);
       }
     });
+  }
+
+  static void plain(const Problem& p, const T* value, const A* locations, const A* weights, T* answer, A* memory,
+                    long begin, long end) {
+    const auto find = [&](long item, const A*& places, const A*& shares, A*, A*) INLINE_LAMBDA {
+      expect_later(p, locations, item, p.K * 2);
+      expect_later(p, weights, item, p.K);
+      places = locations + item * p.K * 2;
+      shares = weights + item * p.K;
+    };
+    plain_heads(p, value, find, answer, memory, begin, end);
+  }
+
+  static void asked(const Problem& p, const T* value, const Asked<T, A>& a, T* answer, A* memory, long begin, long end) {
+    typedef typename R::P P;
+    const auto find = [&](long item, const A*&, const A*&, A* places, A* shares) INLINE_LAMBDA {
+      const T *offsets = a.offsets + item * p.K * 2, *logits = a.logits + item * p.K;
+      expect_later(p, a.offsets, item, p.K * 2);
+      expect_later(p, a.logits, item, p.K);
+      const long query = item / p.M * p.K * 2;
+      for (int i = 0; i < 2 * p.K; i += W) {
+        const int left = 2 * p.K - i;
+        auto by = load_most<T, A, W>(offsets + i, left) / load_most<A, A, W>(a.unit + i, left);
+        if (a.extent) by *= load_most<A, A, W>(a.extent + query + i, left);
+        P::store(places + i, load_most<A, A, W>(a.center + query + i, left) + by);
+      }
+      for (int k = 0; k < p.K; k += W) P::store(shares + k, load_most<T, A, W>(logits + k, p.K - k));
+      const A factor = exponentials<A, W>(p.K, (A)1, shares);
+      for (int k = 0; k < p.K; k += W) P::store(shares + k, P::load(shares + k) * factor);
+    };
+    plain_heads(p, value, find, answer, memory, begin, end);
   }
 
   // The rows of a head's keys and values, `row` numbers apart.
@@ -654,6 +697,9 @@ struct Fit {
                     long begin, long end) {
     CHOOSE(plain, p, value, locations, weights, answer, memory, begin, end)
   }
+  static void asked(const Problem& p, const T* value, const Asked<T, A>& a, T* answer, A* memory, long begin, long end) {
+    CHOOSE(asked, p, value, a, answer, memory, begin, end)
+  }
   static void plain_backward(const Problem& p, const T* grad, const T* value, const A* locations, const A* weights,
                              T* grad_value, A* grad_locations, A* grad_weights, A* memory, long begin, long end) {
     CHOOSE(plain_backward, p, grad, value, locations, weights, grad_value, grad_locations, grad_weights, memory, begin,
@@ -669,7 +715,7 @@ struct Fit {
     CHOOSE(aware_backward, p, grad, query, key, value, locations, grad_query, grad_key, grad_value, grad_locations,
            memory, begin, end)
   }
-  static constexpr Kernels<T, A> table = {scratch, plain, plain_backward, aware, aware_backward};
+  static constexpr Kernels<T, A> table = {scratch, plain, asked, plain_backward, aware, aware_backward};
 };
 
 }  // namespace
