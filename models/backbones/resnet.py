@@ -26,9 +26,9 @@ NORMS = {
 def _is_folded(convolution: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     """Whether a norm is multiplied into the weights, which are fewer than the pixels.
 
-    Not on a GPU with gradients: there all is rounded as in the papers' code.
+    With gradients in a training on the CPU alone: else all is rounded as in the papers' code.
     """
-    if torch.is_grad_enabled() and not x.is_cpu:
+    if torch.is_grad_enabled() and not (x.is_cpu and convolution.training):
         return False
     kinds = type(convolution) is nn.Conv2d and isinstance(norm, FrozenBatchNorm2d)
     return kinds and not has_hooks(convolution) and not has_hooks(norm)
@@ -80,11 +80,10 @@ def _fused(convolution: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, shor
 
 
 def _gradients_of(x: Tensor, *modules: nn.Module) -> AbstractContextManager:
-    """Within this there are gradients only where something has some: what is frozen is then as fast as in inference."""
+    """Within this a training has gradients only where something learns: what is frozen is as fast as in inference."""
     parameters = chain.from_iterable(module.parameters() for module in modules)
-    if x.requires_grad or any(parameter.requires_grad for parameter in parameters):
-        return nullcontext()
-    return torch.no_grad()
+    learns = x.requires_grad or any(parameter.requires_grad for parameter in parameters)
+    return torch.no_grad() if modules[0].training and not learns else nullcontext()
 
 
 def _shortcut(block: nn.Module, x: Tensor) -> Tensor:

@@ -9,7 +9,12 @@ from models.ops.linear import kernel_dtype, linear
 
 
 def has_kernels(convolution: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `convolve` has kernels for maps (B, C, H, W): of 1x1 and 3x3 convolutions of stride 1."""
+    """Whether `convolve` has kernels for maps (B, C, H, W): of 1x1 and 3x3 convolutions of stride 1.
+
+    A module in evaluation mode that has gradients is looked at, and rounds as PyTorch does.
+    """
+    if torch.is_grad_enabled() and not convolution.training:
+        return False
     if convolution.groups != 1 or convolution.stride != (1, 1) or not isinstance(convolution.padding, tuple):
         return False
     if convolution.kernel_size == (1, 1) and convolution.padding == (0, 0):

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -268,6 +269,15 @@ def test_what_is_frozen_keeps_nothing_for_gradients(frozen):
     images = torch.randn(1, 3, 64, 64)
     assert [x.requires_grad for x in resnet(images)] == [stage + 1 > frozen for stage in (1, 2, 3)]
     assert all(x.requires_grad for x in resnet(images.requires_grad_())), "images that have gradients keep them"
+
+
+def test_a_backbone_in_evaluation_mode_rounds_as_the_papers_code_does():
+    resnet, images = resnet_of_random_norms(18), torch.randn(1, 3, 97, 129)
+    plain = torchvision.models.resnet18(norm_layer=FrozenBatchNorm2d).eval()
+    plain.load_state_dict({**plain.state_dict(), **resnet.body.state_dict()})
+    x = plain.maxpool(plain.relu(plain.bn1(plain.conv1(images))))
+    x = plain.layer2(plain.layer1(x))
+    assert torch.equal(resnet.eval()(images)[1], x)
 
 
 @pytest.mark.parametrize("learns", [False, True])

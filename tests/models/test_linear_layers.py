@@ -220,9 +220,10 @@ def test_other_convolutions_are_left_to_pytorch(convolution):
         assert not has_kernels(convolution, torch.randn(1, 64, 40, 40).to(memory_format=torch.channels_last))
 
 
-def test_pointwise_convolutions_that_learn_are_left_to_pytorch():
+def test_pointwise_convolutions_that_learn_and_all_that_are_looked_at_are_left_to_pytorch():
     x = torch.randn(1, 64, 40, 40).to(memory_format=torch.channels_last)
     assert not has_kernels(nn.Conv2d(64, 64, 1), x)
+    assert not has_kernels(nn.Conv2d(64, 64, 3, padding=1).eval(), x)
 
 
 @pytest.mark.parametrize("rectify", [False, True])
