@@ -54,6 +54,12 @@ def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
+def split_tokens(tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """(B, S, C) -> the first `start` tokens and the rest; two slices would add up two gradients full of zeros."""
+    first, rest = tokens.split([start, tokens.shape[1] - start], 1)
+    return first, rest
+
+
 def _sizes(extents: tuple[Shapes, ...], device) -> Tensor:
     """(B, L, 2): width and height of the part of each map that is not padding, in tokens."""
     sizes = [[(w, h) for h, w in levels] for levels in extents]

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.layers.basic import share_initial_biases
 from models.registry import PARTS
-from models.structures import Pyramid
+from models.structures import Pyramid, split_tokens
 
 
 @PARTS.register
@@ -53,10 +53,14 @@ class InterleavedEncoder(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> tuple[Pyramid, dict]:
         """Updates the coarse tokens in every layer and all tokens at the end of each block."""
-        high = pyramid.coarsest(self.high_levels)
+        fine = pyramid.coarsest(self.high_levels).start
         reference = pyramid.centers_on_levels()
+        high_pos, high_reference = pyramid.pos[:, fine:], reference[:, fine:]
         for index, layer in enumerate(self.layers):
-            asking = slice(0, None) if self._ends_block(index) else high
-            answer = layer(pyramid.tokens[:, asking], pyramid.pos[:, asking], reference[:, asking], pyramid)
-            pyramid = pyramid.with_tokens(torch.cat([pyramid.tokens[:, : asking.start], answer], 1))
+            if self._ends_block(index):
+                tokens = layer(pyramid.tokens, pyramid.pos, reference, pyramid)
+            else:
+                kept, asking = split_tokens(pyramid.tokens, fine)
+                tokens = torch.cat([kept, layer(asking, high_pos, high_reference, pyramid)], 1)
+            pyramid = pyramid.with_tokens(tokens)
         return pyramid, {}

@@ -10,7 +10,7 @@ from models.layers.basic import Recomputable, init_xavier
 from models.layers.dropout import Dropout
 from models.layers.linear import Linear, attend_add_norm, feed_forward
 from models.registry import PARTS
-from models.structures import Pyramid, Sampling
+from models.structures import Pyramid, Sampling, split_tokens
 
 
 @PARTS.register
@@ -86,9 +86,9 @@ class SplitFFNEncoderLayer(DeformableEncoderLayer):
 
     def feed_forward(self, tokens: Tensor, memory: Pyramid) -> Tensor:
         """Fine tokens through the narrow network, coarse ones through the wide one."""
-        start = memory.coarsest(self.high_levels).start
-        fine = feed_forward(tokens[:, :start], self.linear12, self.linear22, self.norm22, self.dropout)
-        return torch.cat([fine, super().feed_forward(tokens[:, start:], memory)], 1)
+        fine, coarse = split_tokens(tokens, memory.coarsest(self.high_levels).start)
+        fine = feed_forward(fine, self.linear12, self.linear22, self.norm22, self.dropout)
+        return torch.cat([fine, super().feed_forward(coarse, memory)], 1)
 
 
 @PARTS.register
