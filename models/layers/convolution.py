@@ -18,10 +18,9 @@ def has_kernels(convolution: nn.Conv2d, x: Tensor) -> bool:
     if convolution.groups != 1 or convolution.stride != (1, 1) or not isinstance(convolution.padding, tuple):
         return False
     if convolution.kernel_size == (1, 1) and convolution.padding == (0, 0):
-        rows = (
-            x.is_contiguous(memory_format=torch.channels_last) and not torch.is_grad_enabled()
-        )  # oneDNN's learn faster
-        return rows and kernel_dtype(x, convolution.weight) is not None
+        if torch.is_grad_enabled() or not x.is_contiguous(memory_format=torch.channels_last):
+            return False  # where they learn, oneDNN's are faster
+        return kernel_dtype(x, convolution.weight) is not None
     size = convolution.kernel_size, convolution.padding, convolution.dilation, convolution.padding_mode
     return size == ((3, 3), (1, 1), (1, 1), "zeros") and has_winograd(x, convolution.weight)
 

@@ -107,8 +107,8 @@ class MSDeformAttn(DeformableAttention):
         logits = self.attention_weights(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points))
 
         def look() -> tuple[Tensor, Tensor]:
-            weights = logits.flatten(3).softmax(-1).view_as(logits)
-            return self.locations(offsets, reference, memory), weights
+            weights = logits.flatten(3).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            return self.locations(offsets, reference, memory), weights.view_as(logits)
 
         if takes_offsets(values, offsets, logits):
             sampled = ms_deform_attn_of_offsets(values, memory.shapes, offsets, logits, reference)

@@ -74,11 +74,12 @@ at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, cons
 }
 
 constexpr int64_t SQUARES_BYTES = 5 << 20;  // of transformed squares, which caches are to hold
-constexpr int64_t LEAST_SQUARES = 64;        // for which it is worth to add to all sums
+constexpr int64_t LEAST_SQUARES = 64;       // for which it is worth to add to all sums
 
 // Squares are transformed and multiplied chunk by chunk; the order of sums depends on sizes alone.
 at::Tensor convolution_3x3_weight_gradient(const at::Tensor& grad_, const at::Tensor& x_) {
-  const auto [kernels, products] = find_kernels();
+  const Convolutions* kernels = find_kernels().convolutions;
+  const Products* products = find_kernels().products;
   TORCH_CHECK(kernels, "no convolutions for this processor");
   for (const at::Tensor& tensor : {grad_, x_})
     TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat && tensor.dim() == 4,

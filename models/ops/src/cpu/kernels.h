@@ -469,8 +469,8 @@ struct Run {
       work((n * p.Q + q) * p.M + m, last - q < TOGETHER ? (int)(last - q) : TOGETHER);
   }
 
-  // A head's rows, `row` numbers apart. find(item, locations, weights) points to those of an item; it may write where they
-  // point to before, which is room for them and W more.
+  // A head's rows, `row` numbers apart. find(item, locations, weights, places, shares) points the first two to those of an
+  // item, or writes them to the last two, which they point to before and which have room for W more.
   template <typename Table, typename Find>
   static INLINE void plain_head(const Problem& p, long n, long m, long first, long last, const Table& rows, int row,
                                 const Find& find, T* answer) {
