@@ -254,9 +254,14 @@ class Sampling:
     locations: Tensor
     weights: Tensor | None
 
+    @property
+    def computed(self) -> "Sampling":
+        """The same with nothing deferred, for who keeps it or hands it out."""
+        return self
+
 
 class DeferredSampling(Sampling):
-    """One that is computed when it is asked for, which an encoder's never is.
+    """One that is computed when it is asked for, which an encoder's never is. It stays within a layer.
 
     Args:
         find: returns the locations and the weights.
@@ -266,19 +271,19 @@ class DeferredSampling(Sampling):
         object.__setattr__(self, "find", find)
 
     @computed_once
-    def found(self) -> Sampling:
-        """The same, computed."""
+    def computed(self) -> Sampling:  # type: ignore[override]
+        """As in every sampling."""
         return Sampling(*self.find())
 
     @property
     def locations(self) -> Tensor:  # type: ignore[override]
         """As in every sampling."""
-        return self.found.locations
+        return self.computed.locations
 
     @property
     def weights(self) -> Tensor:  # type: ignore[override]
         """As in every sampling."""
-        return self.found.weights
+        return self.computed.weights
 
 
 @dataclass(frozen=True)

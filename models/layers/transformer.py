@@ -143,4 +143,4 @@ class DeformableDecoderLayer(nn.Module):
         content, sampling = attend_add_norm(
             self.cross_attn, content, self.norm1, self.dropout, content + pos, reference, memory
         )
-        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling.computed

@@ -160,6 +160,7 @@ def test_a_sampling_that_nobody_asked_for_is_the_same(sides):
     torch.testing.assert_close(alike, answer.detach(), rtol=1e-4, atol=1e-5)
     assert type(sampling) is Sampling
     assert isinstance(deferred, Sampling)
+    assert type(deferred.computed) is type(sampling.computed) is Sampling, "which can be copied field by field"
     torch.testing.assert_close(deferred.locations, sampling.locations.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(deferred.weights, sampling.weights.detach(), rtol=1e-4, atol=1e-5)
 
