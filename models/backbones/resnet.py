@@ -53,10 +53,11 @@ def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 def _activate(convolution: nn.Conv2d, norm: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     """The ReLU of a convolution, its norm and a shortcut."""
-    if _is_folded(convolution, norm, x) and has_kernels(convolution, x):
-        return convolve(x, *_folded(convolution, norm), shortcut, rectify=True)
-    if _is_folded(convolution, norm, x) and _has_fused_kernels(x):
-        return _fused(convolution, *_folded(convolution, norm), x, shortcut)
+    if _is_folded(convolution, norm, x):
+        if has_kernels(convolution, x):
+            return convolve(x, *_folded(convolution, norm), shortcut, rectify=True)
+        if _has_fused_kernels(x):
+            return _fused(convolution, *_folded(convolution, norm), x, shortcut)
     x = _convolve(convolution, norm, x)
     return F.relu(x if shortcut is None else x.add_(shortcut), inplace=True)
 

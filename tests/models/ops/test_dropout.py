@@ -1,10 +1,5 @@
 """Dropout: which numbers are dropped follows from seed and place alone, forward and backward, on every processor."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from models.layers.dropout import Dropout, add_dropped
 from models.ops import linear as products
 from models.ops.dropout import dropout, has_dropout
+from tests.harness.processors import run_with_instructions
 
-ROOT = Path(__file__).parents[3]
 NEEDS_KERNELS = pytest.mark.skipif(
     not has_dropout(torch.zeros(1), 0.5), reason="the extension is not built (make ops), or not for this processor"
 )
@@ -150,17 +145,6 @@ print(has_dropout(x, 0.3), (torch.ops.leandetr.dropout(x, None, 0.3, 77) > 0).no
 
 @NEEDS_KERNELS
 def test_lesser_processors_drop_the_same():
-    said = []
-    for instructions in ("avx512", "avx2"):
-        done = subprocess.run(
-            [sys.executable, "-c", SUM],
-            env={**os.environ, "LEANDETR_CPU": instructions},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
+    said = [run_with_instructions(instructions, SUM) for instructions in ("avx512", "avx2")]
     assert said[0] == said[1]
     assert said[0].startswith("True")

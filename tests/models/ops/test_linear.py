@@ -1,10 +1,5 @@
 """Linear layers by the extension's kernels: equal to PyTorch's, in every bit independent of how the work is divided."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -13,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.ops import linear as products
 from models.ops.linear_operators import operators
+from tests.harness.processors import run_with_instructions
 from util.measuring.flops import CONVENTION
 
-ROOT = Path(__file__).parents[3]
 SHAPES = ((1, 1, 1), (13, 37, 70), (130, 256, 91), (25, 300, 32), (12, 16, 4), (400, 600, 33), (0, 8, 8))
 """(rows, depth, columns): fewer and more than a tile, a panel and a block hold, and none at all."""
 NEEDS_KERNELS = pytest.mark.skipif(
@@ -296,15 +291,6 @@ with torch.no_grad():
 @NEEDS_KERNELS
 @pytest.mark.parametrize(("asked", "said"), [("avx2", "AVX2 kernels"), ("baseline", "none ")])
 def test_lesser_processors(asked, said):
-    done = subprocess.run(
-        [sys.executable, "-c", LESSER],
-        env={**os.environ, "LEANDETR_CPU": asked},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    first, *agree = done.stdout.splitlines()
+    first, *agree = run_with_instructions(asked, LESSER).splitlines()
     assert first.startswith(said)
     assert agree == ["True", "True", f"True {asked == 'avx2'}"]

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.ops import available_backends, key_aware_deform_attn, ms_deform_attn, reference
 from models.ops.library import OPERATIONS
 from models.ops.ms_deform_attn import fits_card
+from tests.harness.processors import run_with_instructions
 
 dispatch = importlib.import_module("models.ops.ms_deform_attn")  # its function has taken the name
 COMPILED = [name for name in available_backends() if name != "reference"]
@@ -339,15 +340,7 @@ print("alike")
 @needs_extension
 @pytest.mark.parametrize("instructions", ["avx512", "avx2", "baseline"])
 def test_offsets_and_logits_give_what_locations_and_weights_give(instructions):
-    done = subprocess.run(
-        [sys.executable, "-c", OFFSETS],
-        env={**os.environ, "LEANDETR_CPU": instructions},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (done.returncode, done.stdout) == (0, "alike\n"), done.stderr
+    assert run_with_instructions(instructions, OFFSETS) == "alike\n"
 
 
 @needs_extension

@@ -28,6 +28,18 @@ Kernels find_kernels() {
   return {};
 }
 
+// The sizes of maps x that are turned into `channels` channels.
+template <typename Problem>
+Problem problem_of(const at::Tensor& x, int64_t channels) {
+  Problem p = {};
+  p.N = x.size(0);
+  p.C = x.size(1);
+  p.H = x.size(2);
+  p.W = x.size(3);
+  p.O = channels;
+  return p;
+}
+
 at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, const at::Tensor& bias_,
                            const std::optional<at::Tensor>& residual_, bool rectify, at::ScalarType type) {
   const Convolutions* kernels = find_kernels().convolutions;
@@ -42,12 +54,7 @@ at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, cons
   const auto last = at::MemoryFormat::ChannelsLast;
   const at::Tensor x = x_.to(type).contiguous(last), bias = bias_.to(at::kFloat).contiguous();
   const at::Tensor weight = weight_.to(at::kFloat).permute({2, 3, 1, 0}).contiguous();
-  Convolution p = {};
-  p.N = x.size(0);
-  p.C = x.size(1);
-  p.H = x.size(2);
-  p.W = x.size(3);
-  p.O = weight.size(3);
+  auto p = problem_of<Convolution>(x, weight.size(3));
   TORCH_CHECK(kernels->serves(p.C, p.O), "no kernel for ", p.C, " -> ", p.O, " channels");
   at::Tensor y = at::empty({p.N, p.O, p.H, p.W}, x.options().memory_format(last));
   at::Tensor residual;
@@ -89,12 +96,7 @@ at::Tensor convolution_3x3_weight_gradient(const at::Tensor& grad_, const at::Te
               grad_.sizes(), " and x ", x_.sizes(), " do not fit");
   const auto last = at::MemoryFormat::ChannelsLast;
   const at::Tensor grad = grad_.contiguous(last), x = x_.contiguous(last);
-  ConvolutionGradient p = {};
-  p.N = x.size(0);
-  p.C = x.size(1);
-  p.H = x.size(2);
-  p.W = x.size(3);
-  p.O = grad.size(1);
+  auto p = problem_of<ConvolutionGradient>(x, grad.size(1));
   TORCH_CHECK(kernels->serves(p.C, p.O), "no kernel for ", p.C, " -> ", p.O, " channels");
   at::Tensor weight = at::empty({p.O, p.C, 3, 3}, x.options().memory_format(last));
   if (x.numel() == 0) return weight.zero_();
