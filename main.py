@@ -138,7 +138,7 @@ class Run:
         evaluate(detector, None, self.postprocess, loader, evaluator, self.precision, title="test")
         detections = evaluator.detections()
         if is_main():
-            write_results(detections, self.output_dir)
+            write_results(test_set.annotations, detections, self.output_dir)
 
     def benchmark(self):
         """--benchmark: what the model costs; with --benchmark_train what its training costs too."""

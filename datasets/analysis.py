@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from datasets.annotations import Annotations
 from datasets.coco_eval import NUMBERS, coco_pair
 from datasets.tide import ErrorCost, Matches, TideErrors, find_errors
+from datasets.values import whole_number
 
 SIZES = ("small", "medium", "large")
 """COCO's: areas up to 32 x 32, up to 96 x 96, and above."""
@@ -73,7 +74,7 @@ class Analysis:
 
     Attributes:
         numbers: COCO's twelve, as pycocotools computes them.
-        classes: by category id.
+        classes: by slot.
         curves: {label: (101,)}, means over the classes.
         errors: the AP50 that each type of error costs.
         confusion: (K + 1, K + 1) counts at `score`: rows what is there, columns what was detected, the last nothing.
@@ -105,20 +106,20 @@ def read_results(path: Path, annotations: Annotations) -> np.ndarray:
     """
     try:
         entries = json.loads(path.read_bytes())
-        rows = [(e["image_id"], *e["bbox"], e["score"], e["category_id"]) for e in entries]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+        numbers = np.array([(*e["bbox"], e["score"]) for e in entries], dtype=np.float64).reshape(-1, 5)
+        ids = [(whole_number(e["image_id"]), whole_number(e["category_id"])) for e in entries]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a list of COCO results: {type(error).__name__}: {error}") from error
-    if not np.isfinite(table).all():
+    if not np.isfinite(numbers).all():
         raise ValueError(f"{path}: holds numbers that are not finite")
-    for column, known, what in (
-        (0, annotations.image_ids, "image"),
-        (6, list(annotations.categories.slots), "class"),
-    ):
-        strange = table[~np.isin(table[:, column], known), column]
-        if len(strange):
+    images, slots = {key: row for row, key in enumerate(annotations.image_ids.tolist())}, annotations.categories.slots
+    for place, known, what in ((0, images, "image"), (1, slots, "class")):
+        strange = next((row[place] for row in ids if row[place] not in known), None)
+        if strange is not None:
             remedy = "they are of other data: evaluate again, or name the data with --coco_path"
-            raise ValueError(f"{path}: {what} {strange[0]:.0f} is not in {annotations.file}; {remedy}")
+            raise ValueError(f"{path}: {what} {strange} is not in {annotations.file}; {remedy}")
+    places = np.array([(images[image], slots[category]) for image, category in ids], np.float64).reshape(-1, 2)
+    table = np.concatenate([places[:, :1], numbers, places[:, 1:]], 1)
     return table[np.argsort(table[:, 0], kind="stable")]
 
 
@@ -183,14 +184,14 @@ def _curves(precision: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _class_scores(run: COCOeval, annotations: Annotations) -> list[ClassScores]:
-    scores, names = [], dict(annotations.categories.used)
-    for place, category in enumerate(run.params.catIds):
+    scores, labels, slots = [], annotations.categories.labels, annotations.slots()
+    for place, number in enumerate(run.params.catIds):  # slots from 1
         precision = run.eval["precision"][:, :, place, :, -1]
         everywhere = precision[:, :, 0]
         scores.append(
             ClassScores(
-                name=names[category],
-                objects=int(((annotations.category_ids == category) & ~annotations.crowd).sum()),
+                name=labels[number - 1],
+                objects=int(((slots == number - 1) & ~annotations.crowd).sum()),
                 ap=_mean(everywhere),
                 ap50=_mean(everywhere[0]),
                 ap75=_mean(everywhere[5]),
@@ -204,25 +205,26 @@ def _class_scores(run: COCOeval, annotations: Annotations) -> list[ClassScores]:
 
 def _confusion(annotations: Annotations, detections: np.ndarray, errors: TideErrors, score: float) -> np.ndarray:
     """Counts at a score. First what COCO matches; what then overlaps an object of another class was taken for it."""
-    places = {category: place for place, category in enumerate(sorted(annotations.categories.slots))}
+    places = {slot: place for place, slot in enumerate(sorted(annotations.categories.slots.values()))}
+    own = [places[slot] for slot in annotations.slots().tolist()]
     matches, nothing = errors.matches, len(places)
     table = np.zeros((nothing + 1, nothing + 1), dtype=int)
     taken = annotations.crowd.copy()
     sure = detections[matches.rows, 5] >= score
     correct = sure & ~matches.ignored & (matches.ground_truth >= 0)
-    for category in annotations.category_ids[matches.ground_truth[correct]]:
-        table[places[category], places[category]] += 1
+    for target in matches.ground_truth[correct]:
+        table[own[target], own[target]] += 1
     taken[matches.ground_truth[correct]] = True
     rest = np.flatnonzero(sure & ~matches.ignored & (matches.ground_truth < 0))
     for number in rest[np.argsort(-detections[matches.rows[rest], 5], kind="stable")]:
         target, detected = errors.confused_with[number], places[int(detections[matches.rows[number], 6])]
         if target >= 0 and not taken[target]:
             taken[target] = True
-            table[places[annotations.category_ids[target]], detected] += 1
+            table[own[target], detected] += 1
         else:
             table[nothing, detected] += 1
-    for category in annotations.category_ids[~taken]:
-        table[places[category], nothing] += 1
+    for target in np.flatnonzero(~taken):
+        table[own[target], nothing] += 1
     return table
 
 
@@ -234,12 +236,12 @@ def _image_scores(
     chosen = chosen[np.argsort(-detections[matches.rows[chosen], 5], kind="stable")]
     found = annotations.crowd.copy()
     found[matches.ground_truth[chosen[~matches.ignored[chosen] & (matches.ground_truth[chosen] >= 0)]]] = True
-    own = {int(key): [] for key in annotations.image_ids}
+    own = [[] for _ in range(len(annotations))]
     for number in chosen:
         own[int(detections[matches.rows[number], 0])].append(number)
     images = []
-    for index, key in enumerate(annotations.image_ids):
-        numbers = np.array(own[int(key)], dtype=int)
+    for index, mine in enumerate(own):
+        numbers = np.array(mine, dtype=int)
         kinds = tuple(errors.kind(number) for number in numbers)
         objects = found[annotations.objects(index)]
         correct, ignored = kinds.count(""), kinds.count("ignored")

@@ -26,6 +26,7 @@ class Annotations:
         image_ids: (I,) int64.
         names: (I,) file names, as bytes.
         sizes: (I, 2) int32, height and width as listed; 0 where the file does not say.
+        from_urls: (I,) bool: images without a file name, which were named after their address.
         first: (I + 1,) int64.
         boxes: (A, 4) float64, x, y, width, height in pixels, as annotated.
         category_ids: (A,) int64.
@@ -40,6 +41,7 @@ class Annotations:
     image_ids: np.ndarray
     names: np.ndarray
     sizes: np.ndarray
+    from_urls: np.ndarray
     first: np.ndarray
     boxes: np.ndarray
     category_ids: np.ndarray
@@ -59,6 +61,20 @@ class Annotations:
         """The rows of an image's objects."""
         return slice(int(self.first[index]), int(self.first[index + 1]))
 
+    def slots(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """(n,) int64: the classifier's slots of some objects, or of all."""
+        ids, slots = self.categories.sorted_slots
+        return slots[np.searchsorted(ids, self.category_ids[rows])]
+
+    def has_targets(self) -> bool:
+        """Whether there is an object that a detector is to find: crowds are passed over."""
+        return bool((~self.crowd).any())
+
+    def arranged_as(self, categories: Categories, source: str) -> "Annotations":
+        """The same in the slots of other categories, by name. See `Categories.arranged_as`."""
+        used = np.unique(self.category_ids).tolist()
+        return replace(self, categories=self.categories.arranged_as(categories, used, source))
+
     def most_objects(self) -> int:
         """Of the image with the most."""
         return int(np.diff(self.first).max(initial=0))
@@ -66,25 +82,26 @@ class Annotations:
     def head(self, count: int) -> "Annotations":
         """Those of the first images only."""
         objects = slice(0, int(self.first[min(count, len(self))]))
-        images = {name: getattr(self, name)[:count] for name in ("image_ids", "names", "sizes")}
+        images = {name: getattr(self, name)[:count] for name in ("image_ids", "names", "sizes", "from_urls")}
         rows = {name: getattr(self, name)[objects] for name in ("boxes", "category_ids", "crowd", "areas", "places")}
         return replace(self, first=self.first[: count + 1], **images, **rows)
 
 
-def read_annotations(file: Path, convention: str = "auto") -> Annotations:
+def read_annotations(file: Path, convention: str = "auto", unlisted: Categories | None = None) -> Annotations:
     """Reads a COCO annotation file; what makes no sense in it is left out and counted.
 
     Args:
         file: JSON with `images`, `categories` and, unless the images are to be detected blindly, `annotations`.
         convention: see `Categories.of`.
+        unlisted: the categories of a file that lists none, and no objects.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is no COCO annotation file; the message says why.
     """
-    return usable_annotations(parse_coco_file(file), convention)
+    return usable_annotations(parse_coco_file(file), convention, unlisted)
 
 
-def usable_annotations(listing: Listing, convention: str = "auto") -> Annotations:
+def usable_annotations(listing: Listing, convention: str = "auto", unlisted: Categories | None = None) -> Annotations:
     """What can be used of a listing. Raises ValueError where it cannot be told which image or class is meant."""
     file = listing.file
     again = listing.image_ids[repeated_rows(listing.image_ids)]
@@ -92,8 +109,9 @@ def usable_annotations(listing: Listing, convention: str = "auto") -> Annotation
         shown = ", ".join(map(str, again[:5]))
         remedy = "ids must be unique; `python -m datasets.validate --fix` keeps the first of each"
         raise ValueError(f"{file}: an image id is listed twice: {shown}; {remedy}")
+    blind = unlisted is not None and not listing.categories and not listing.num_objects
     try:
-        categories = Categories.of(listing.categories, convention)
+        categories = unlisted if blind else Categories.of(listing.categories, convention)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     judgement = judge_objects(listing)
@@ -105,11 +123,12 @@ def usable_annotations(listing: Listing, convention: str = "auto") -> Annotation
         image_ids=listing.image_ids,
         names=listing.names,
         sizes=listing.sizes,
+        from_urls=listing.from_urls,
         first=np.searchsorted(judgement.rows[kept], np.arange(len(listing.image_ids) + 1)),
         boxes=listing.boxes[kept],
         category_ids=listing.category_ids[kept],
         crowd=listing.crowd[kept],
-        areas=listing.areas[kept],
+        areas=judgement.areas[kept],
         places=listing.places[kept],
         problems=judgement.problems,
     )

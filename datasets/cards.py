@@ -25,7 +25,7 @@ def image_card(dataset: DetectionDataset, detections: np.ndarray, scores: ImageS
         image = dataset.load_image(scores.index)
     except CorruptImageError:
         return None
-    found, names = dataset.annotations, dict(dataset.annotations.categories.used)
+    found, names = dataset.annotations, dataset.annotations.categories.labels
     factor = min(1.0, LONGEST / max(image.size))
     small = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
 
@@ -34,7 +34,7 @@ def image_card(dataset: DetectionDataset, detections: np.ndarray, scores: ImageS
         return Box((x, y, x + w, y + h), RIGHT if good else WRONG, text)
 
     rows = found.objects(scores.index)
-    ground_truth = list(zip(found.boxes[rows], found.category_ids[rows], scores.objects_found, strict=True))
+    ground_truth = list(zip(found.boxes[rows], found.slots(rows), scores.objects_found, strict=True))
     seen = list(zip(detections[scores.detections], scores.kinds, strict=True))
     ground_truth_boxes = [box(b, good, names[c] if good else f"missed {names[c]}") for b, c, good in ground_truth]
     seen_boxes = [

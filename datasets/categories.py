@@ -1,9 +1,14 @@
 """Which number of the classifier means which category of the annotation file."""
 
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from datasets.coco_file import whole_number
+import numpy as np
+
+from datasets.values import whole_number
 
 COCO = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
@@ -21,13 +26,21 @@ COCO = {
 """Ids and names of COCO 2017's 80 categories; the ids have gaps."""
 
 
+SHOWN = 8
+"""How many names a message lists."""
+
+
+class DifferentCategoriesError(ValueError):
+    """Two sets of categories cannot be matched by name."""
+
+
 @dataclass(frozen=True)
 class Categories:
     """The categories of a data set and the classifier's slots for them.
 
     Attributes:
-        ids: category ids of the annotation file, by slot; None for a slot that no category uses.
-        names: by slot.
+        ids: category ids of the annotation file, by slot; None for a slot that no category of the file uses.
+        names: by slot; "" for a slot that means nothing.
     """
 
     ids: tuple[int | None, ...]
@@ -58,7 +71,7 @@ class Categories:
                 raise ValueError(f"categories[{place}] = {entry!r} has no whole number as its 'id'") from error
             if key in names:
                 raise ValueError(f"the annotation file lists a category id twice: {key}")
-            names[key] = str(entry.get("name", key))
+            names[key] = category_name(entry)
         is_coco = all(COCO.get(key) == name for key, name in names.items())
         if convention == "contiguous" or (convention == "auto" and not is_coco):
             ids = tuple(sorted(names))
@@ -76,11 +89,76 @@ class Categories:
         """{category id: slot}."""
         return {key: slot for slot, key in enumerate(self.ids) if key is not None}
 
+    @cached_property
+    def sorted_slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Category ids in ascending order, and their slots, (K,) int64 both."""
+        pairs = np.array(sorted(self.slots.items()), dtype=np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
     @property
     def used(self) -> list[tuple[int, str]]:
         """(category id, name) of all categories, in order of slots."""
         return [(key, name) for key, name in zip(self.ids, self.names, strict=True) if key is not None]
 
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """By slot: the name, with the id behind it where several categories have that name."""
+        times = Counter(self.names)
+        labels = [name if times[name] == 1 else f"{name} ({key})" for key, name in self._pairs()]
+        if len({label for label in labels if label}) < sum(map(bool, labels)):  # a name that looks like such a label
+            labels = [f"{name} ({key})" for key, name in self._pairs()]
+        return tuple(label if name else "" for label, name in zip(labels, self.names, strict=True))
+
+    def _pairs(self) -> Iterable[tuple[int | None, str]]:
+        return zip(self.ids, self.names, strict=True)
+
+    def arranged_as(self, other: "Categories", used: Container[int], source: str) -> "Categories":
+        """These categories in the slots in which others have the same names.
+
+        Args:
+            other: of a checkpoint, or of another split.
+            used: category ids that have objects. Without objects, a category may be missing in `other`, and goes.
+            source: whose categories the others are, for messages.
+
+        Raises:
+            DifferentCategoriesError: says which names are on either side alone.
+        """
+        slots = {label: slot for slot, label in enumerate(other.labels) if label}
+        ids: list[int | None] = [None] * len(other)
+        strange, missing = [], set(slots)
+        for (key, name), label in zip(self._pairs(), self.labels, strict=True):
+            label = label if label in slots else f"{name} ({key})"
+            if key is not None and label in slots:
+                ids[slots[label]] = key
+                missing.discard(label)
+            elif key is not None and key in used:
+                strange.append(name)
+        if strange:
+            lacking = [label for label in slots if label in missing]
+            own, others = _quoted(strange), _quoted(lacking)
+            message = f"its categories are not those of {source}: only this one has {own}, only the other has {others}"
+            raise DifferentCategoriesError(message + _spelling(strange, lacking))
+        return Categories(tuple(ids), other.names)
+
     def state_dict(self) -> dict:
         """Plain values for a checkpoint."""
         return {"ids": list(self.ids), "names": list(self.names)}
+
+
+def category_name(entry: dict) -> str:
+    """The name of an entry of `categories`; its id where it has none."""
+    name = str(entry.get("name", ""))
+    return name if name.strip() and entry["name"] is not None else str(entry.get("id"))
+
+
+def _quoted(labels: list[str]) -> str:
+    shown = ", ".join(map(repr, labels[:SHOWN]))
+    return f"{shown} and {len(labels) - SHOWN} more" if len(labels) > SHOWN else shown or "none"
+
+
+def _spelling(some: list[str], others: list[str]) -> str:
+    """A hint where names on both sides would be equal if they were spelt alike."""
+    folded = [
+        {" ".join(unicodedata.normalize("NFKC", label).casefold().split()) for label in n} for n in (some, others)
+    ]
+    return " (in other letters of upper and lower case, spaces or accents)" if folded[0] & folded[1] else ""

@@ -1,16 +1,19 @@
 """What is wrong with a data set: found without opening an image, counted, with examples, and what becomes of it."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from datasets.coco_file import Listing
+from datasets.categories import category_name
+from datasets.coco_file import NO_ID, Listing
+from datasets.values import id_or_none
 
 SHOWN = 3
 """How many examples a message names."""
+
+ROUNDED = 1.1
+"""How much larger than its box an object's area may be said to be."""
 
 BEYOND = 1.0
 """Pixels by which a box may reach over its image's border before that is worth a word: annotators round."""
@@ -51,11 +54,13 @@ class Judgement:
     Attributes:
         usable: (A,) bool.
         rows: (A,) int64: the image of each object; 0 where there is none.
-        problems: of those that cannot be used.
+        areas: (A,) float64: as listed, or the box's where the file says nothing or what cannot be.
+        problems: of those that cannot be used, or were made sense of.
     """
 
     usable: np.ndarray
     rows: np.ndarray
+    areas: np.ndarray
     problems: tuple[Problem, ...]
 
 
@@ -72,26 +77,89 @@ def judge_objects(listing: Listing) -> Judgement:
     faults = {
         "objects of an image that is not listed": ~known,
         "objects of a category that is not listed": ~np.isin(listing.category_ids, category_ids(listing)),
-        "boxes with numbers that are not finite": ~np.isfinite(high).all(1) | ~np.isfinite(listing.areas),
+        "boxes with numbers that are not finite": ~np.isfinite(high).all(1),
         "reversed boxes (negative width or height; COCO boxes are x, y, width, height)": flipped,
         "boxes without area": (listing.boxes[:, 2:] == 0).any(1),
         "boxes outside of their image": outside & (heights > 0) & (widths > 0),
     }
-    usable, problems = np.ones(len(rows), bool), []
-    entries = "entries without a usable bbox, image_id or category_id"
-    if len(listing.unusable):
-        problems.append(Problem.of(entries, listing.unusable, lambda place: f"annotations[{place}]"))
+    usable = np.ones(len(rows), bool)
+    problems = [
+        Problem.of(what, entries, lambda entry: f"annotations[{entry[0]}]: {entry[1]}")
+        for what, entries in listing.unusable.items()
+    ]
+
+    def name(row: int) -> str:
+        return object_name(listing, row, rows[row])
+
     for what, wrong in faults.items():
         wrong &= usable
         usable &= ~wrong
-        if wrong.any():
-            problems.append(Problem.of(what, wrong.nonzero()[0], lambda row: object_name(listing, row, rows[row])))
-    return Judgement(usable, np.where(known, rows, 0), tuple(problems))
+        problems.append(Problem.of(what, wrong.nonzero()[0], name))
+    areas, senseless = sensible_areas(listing)
+    senseless = (senseless & usable).nonzero()[0]
+    problems += [
+        Problem.of("areas that no object in its box can have", senseless, name, "computed from the box"),
+        Problem.of(
+            "objects without a box",
+            (listing.outlined & usable).nonzero()[0],
+            name,
+            "boxed by their outline",
+            harmless=True,
+        ),
+        *check_entries(listing, listing.category_ids[usable]),
+    ]
+    return Judgement(usable, np.where(known, rows, 0), areas, tuple(problem for problem in problems if problem.count))
+
+
+def sensible_areas(listing: Listing) -> tuple[np.ndarray, np.ndarray]:
+    """Areas, where need be of the boxes, and which of the listed ones made no sense.
+
+    COCO's measure takes them to tell small objects from large ones, and passes over objects whose area is negative or
+    that of no image.
+    """
+    boxes = listing.boxes[:, 2] * listing.boxes[:, 3]
+    unknown = np.isnan(listing.areas)
+    with np.errstate(invalid="ignore"):
+        senseless = ~unknown & ~((listing.areas > 0) & (listing.areas <= ROUNDED * boxes + 1))
+    return np.where(unknown | senseless, boxes, listing.areas), senseless
+
+
+def check_entries(listing: Listing, used: np.ndarray) -> list[Problem]:
+    """What is unusual about images and categories.
+
+    Args:
+        used: category ids of the usable objects.
+    """
+    entries = [entry for entry in listing.categories if isinstance(entry, dict)]
+    above = [str(entry["supercategory"]) for entry in entries if "supercategory" in entry]
+    root = [
+        entry
+        for entry in entries
+        if entry.get("supercategory") != entry.get("name") in above and id_or_none(entry.get("id")) not in used
+    ]
+    kept = "kept as a class that is never found; a root class of Roboflow's looks so"
+    return [
+        Problem.of(
+            "images without a file_name",
+            listing.from_urls.nonzero()[0],
+            lambda row: listing.names[row].decode(errors="replace"),
+            "named after their coco_url",
+            harmless=True,
+        ),
+        Problem.of(
+            "categories without objects that others have as supercategory",
+            root,
+            lambda entry: f"{entry.get('id')}: {entry['name']}",
+            kept,
+            harmless=True,
+        ),
+    ]
 
 
 def category_ids(listing: Listing) -> list[int]:
     """The ids of the listed categories."""
-    return [entry["id"] for entry in listing.categories if isinstance(entry, dict) and type(entry.get("id")) is int]
+    ids = [id_or_none(entry.get("id")) for entry in listing.categories if isinstance(entry, dict)]
+    return [key for key in ids if key is not None]
 
 
 def object_name(listing: Listing, row: int, image: int) -> str:
@@ -99,7 +167,7 @@ def object_name(listing: Listing, row: int, image: int) -> str:
     key, category, image_id = (
         int(column[row]) for column in (listing.ids, listing.category_ids, listing.object_image_ids)
     )
-    own = f"object {key}" if key >= 0 else f"annotations[{listing.places[row]}]"
+    own = f"object {key}" if key != NO_ID else f"annotations[{listing.places[row]}]"
     known = listing.image_ids[image] == image_id
     place = listing.names[image].decode(errors="replace") if known else f"image {image_id}"
     return f"{own} of category {category} on {place}"
@@ -124,10 +192,10 @@ def first_occurrences(values: list) -> np.ndarray:
 def check_ids(listing: Listing) -> list[Problem]:
     """Numbers and names that are given twice."""
     keys, images = listing.image_ids, repeated_rows(listing.image_ids)
-    own = listing.ids >= 0
+    own = listing.ids != NO_ID
     objects, missing = own.nonzero()[0][repeated_rows(listing.ids[own])], (~own).nonzero()[0]
     categories = [entry for entry in listing.categories if isinstance(entry, dict)]
-    ids, labels = [entry.get("id") for entry in categories], [str(entry.get("name")) for entry in categories]
+    ids, labels = [id_or_none(entry.get("id")) for entry in categories], [category_name(entry) for entry in categories]
     repeated = sorted(set(range(len(ids))) - set(first_occurrences(ids)))
     named = sorted(set(range(len(ids))) - set(first_occurrences(labels)) - set(repeated))
 
@@ -151,12 +219,11 @@ def check_ids(listing: Listing) -> list[Problem]:
 def without_repeats(listing: Listing) -> Listing:
     """The listing with the first of all images and categories that share an id."""
     kept = first_occurrences(listing.image_ids.tolist())
-    categories = listing.categories
-    if all(isinstance(entry, dict) for entry in categories):
-        categories = [categories[place] for place in first_occurrences([entry.get("id") for entry in categories])]
-    images = (column[kept] for column in (listing.image_ids, listing.names, listing.sizes))
-    image_ids, names, sizes = images
-    return replace(listing, categories=categories, image_ids=image_ids, names=names, sizes=sizes)
+    categories, ids = listing.categories, category_ids(listing)
+    if len(ids) == len(categories):  # else the file is refused, for the one that has none
+        categories = [categories[place] for place in first_occurrences(ids)]
+    columns = ("image_ids", "names", "sizes", "from_urls")
+    return replace(listing, categories=categories, **{name: getattr(listing, name)[kept] for name in columns})
 
 
 def check_boxes(found, queries: int | None = None) -> list[Problem]:
@@ -175,6 +242,7 @@ def check_boxes(found, queries: int | None = None) -> list[Problem]:
     rows = np.repeat(np.arange(len(names)), counts)
     limits = sizes[rows][:, ::-1]
     over = (boxes[:, :2] < -BEYOND).any(1) | ((boxes[:, :2] + boxes[:, 2:] > limits + BEYOND) & (limits > 0)).any(1)
+    tiny = (boxes[:, 2:] <= 1).all(1)
     single = np.bincount(rows[~found.crowd], minlength=len(names))
     crowded = np.zeros(0, int) if queries is None else (single > queries).nonzero()[0]
     problems = [
@@ -183,6 +251,18 @@ def check_boxes(found, queries: int | None = None) -> list[Problem]:
             over.nonzero()[0],
             lambda row: f"{boxes[row].tolist()} on {name(rows[row])}",
             "cut in training",
+        ),
+        Problem.of(
+            "boxes of a pixel or less, most of the file; COCO's are in pixels, these look like shares of an image",
+            tiny.nonzero()[0] if tiny.sum() > len(tiny) / 2 else (),
+            lambda row: f"{boxes[row].tolist()} on {name(rows[row])}",
+            "kept as they are",
+        ),
+        Problem.of(
+            "crowds, and no other objects",
+            found.crowd.nonzero()[0] if not found.has_targets() else (),
+            lambda row: f"{boxes[row].tolist()} on {name(rows[row])}",
+            "kept; a detector neither learns nor is asked to find a crowd",
         ),
         Problem.of(
             "images whose height and width are not listed",
@@ -199,42 +279,3 @@ def check_boxes(found, queries: int | None = None) -> list[Problem]:
         Problem.of("images without objects", (counts == 0).nonzero()[0], name, "kept", harmless=True),
     ]
     return [problem for problem in problems if problem.count]
-
-
-def check_files(names: np.ndarray, folder: Path) -> tuple[np.ndarray, list[Problem]]:
-    """Looks for every image's file by listing folders, and opens none.
-
-    Returns:
-        (I,) bool: which images have a file inside the folder; and what is wrong.
-    """
-    texts = [os.fsdecode(name) for name in names]
-    inside = np.array([not leaves_folder(text) for text in texts])
-    texts = [os.path.normpath(text) for text in texts]
-    there = _existing(folder, {os.path.dirname(text) for text, own in zip(texts, inside, strict=True) if own})
-    exists = inside & np.array([text in there for text in texts])
-
-    def name(image: int) -> str:
-        return texts[image]
-
-    effect = "replaced by the next image in training, without detections in evaluation"
-    found = [
-        Problem.of(f"file names that lead out of {folder}", (~inside).nonzero()[0], name, effect),
-        Problem.of(f"images that are not in {folder}", (inside & ~exists).nonzero()[0], name, effect),
-        Problem.of("images whose file is listed before", repeated_rows(names), name, "kept, as images of their own"),
-    ]
-    return exists, [problem for problem in found if problem.count]
-
-
-def leaves_folder(name: str) -> bool:
-    """Whether a file name could lie outside of the folder that it is relative to."""
-    return os.path.isabs(name) or ".." in name.split("/")
-
-
-def _existing(folder: Path, parts: Iterable[str]) -> set[str]:
-    """Files in some folders under `folder`, relative to it."""
-    found = set()
-    for part in parts:
-        if (folder / part).is_dir():
-            with os.scandir(folder / part) as entries:
-                found.update(os.path.join(part, entry.name) for entry in entries if not entry.is_dir())
-    return found

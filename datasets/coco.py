@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import Annotations
-from datasets.checks import leaves_folder
+from datasets.image_paths import leaves_folder
 from datasets.transforms import EvalTransform, Sample, TrainTransform
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,6 @@ class DetectionDataset(Dataset):
     ):
         self.annotations, self.folder, self.transform = annotations, folder, transform
         self.training, self.seed, self.limits = training, seed, limits or Limits()
-        pairs = sorted(annotations.categories.slots.items())
-        self.category_ids, self.slots = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
         self.cache = _Cache(self) if cached else None
 
     def __len__(self) -> int:
@@ -109,7 +107,7 @@ class DetectionDataset(Dataset):
         rows = self.annotations.objects(index)
         single = ~self.annotations.crowd[rows]
         boxes = self.annotations.boxes[rows][single]
-        labels = self.slots[np.searchsorted(self.category_ids, self.annotations.category_ids[rows][single])]
+        labels = self.annotations.slots(rows)[single]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
         sample = Sample(image, corners, labels).clip_boxes()
         tensor, target = self.transform(sample, rng).tensors()

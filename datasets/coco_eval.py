@@ -22,7 +22,7 @@ class Evaluation:
 
     Attributes:
         numbers: COCO's twelve numbers by name.
-        classes: {category name: (AP, AP50)}; -1 where a category has no object.
+        classes: {category: (AP, AP50)}, by `Categories.labels`; -1 where a category has no object.
         images: how many were evaluated.
     """
 
@@ -41,9 +41,14 @@ class Evaluation:
         if best is not None:
             lines.append(_row("best", [f"{best[name]:6.3f}" for name in NUMBERS]))
             lines.append(_row("change", [_change(best[name], value) for name, value in self.numbers.items()]))
-        width = max(len(name) for name in self.classes)
-        lines += [f"{'class':<{width}}     AP   AP50"]
-        lines += [f"{name:<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in self.classes.items()]
+        there = {name: scores for name, scores in self.classes.items() if scores[0] >= 0}
+        absent = len(self.classes) - len(there)
+        if there:
+            width = max(len(name) for name in (*there, "class"))
+            lines += [f"{'class':<{width}}     AP   AP50"]
+            lines += [f"{name:<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in there.items()]
+        if absent:
+            lines.append(f"{absent} of {len(self.classes)} classes have no object here, and no row")
         return "\n".join(lines)
 
 
@@ -56,7 +61,8 @@ class CocoEvaluator:
 
     def __init__(self, annotations: Annotations):
         self.annotations = annotations
-        self.categories = np.array([-1 if key is None else key for key in annotations.categories.ids])
+        self.known = np.array([key is not None for key in annotations.categories.ids])
+        self.images = {key: row for row, key in enumerate(annotations.image_ids.tolist())}
         self.rows = []
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]):
@@ -67,17 +73,14 @@ class CocoEvaluator:
         found = [torch.column_stack([result[name].double() for name in columns]) for result in results]
         tables = torch.cat(found).cpu().split([len(table) for table in found])  # one copy to the host
         for table, target in zip(tables, targets, strict=True):
-            boxes, scores, labels = np.split(table.numpy(), (4, 5), 1)
-            rows = np.empty((len(table), 7))
-            rows[:, 0] = int(target["image_id"])
-            rows[:, 1:3] = boxes[:, :2]
-            rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
-            rows[:, 5] = scores[:, 0]
-            rows[:, 6] = self.categories[labels[:, 0].astype(np.int64)]
-            self.rows.append(rows[rows[:, 6] >= 0])
+            boxes, scores, slots = np.split(table.numpy(), (4, 5), 1)
+            image = np.full_like(scores, self.images[int(target["image_id"])])
+            rows = np.concatenate([image, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, slots], 1)
+            self.rows.append(rows[self.known[slots[:, 0].astype(np.int64)]])
 
     def detections(self) -> np.ndarray:
-        """(D, 7) from all processes, by image: image id, x, y, width, height, score, category id."""
+        """(D, 7) from all processes, in the order of the images: place of the image in the annotations, x, y, width,
+        height, score, slot. Places and slots, since ids of 64 bits are no floating-point numbers."""
         rows = np.concatenate([np.empty((0, 7)), *(part for parts in gather_objects(self.rows) for part in parts)])
         return rows[np.argsort(rows[:, 0], kind="stable")]
 
@@ -93,45 +96,59 @@ class CocoEvaluator:
             run.evaluate()
             run.accumulate()
             run.summarize()
-        precision, names, classes = run.eval["precision"], dict(self.annotations.categories.used), {}
-        for place, (_, name) in enumerate(sorted(names.items())):
+        precision, labels, classes = run.eval["precision"], self.annotations.categories.labels, {}
+        for place, key in enumerate(run.params.catIds):
             curves = precision[:, :, place, 0, -1]
             known = curves.size and curves[0, 0] > -1
-            classes[name] = (_digits(curves.mean()), _digits(curves[0].mean())) if known else (-1.0, -1.0)
+            scores = (_digits(curves.mean()), _digits(curves[0].mean())) if known else (-1.0, -1.0)
+            classes[labels[int(key) - 1]] = scores
         numbers = dict(zip(NUMBERS, map(_digits, run.stats[:12]), strict=True))
         return Evaluation(numbers, classes, len(self.annotations))
 
 
 def coco_pair(COCO: type, annotations: Annotations, detections: np.ndarray) -> tuple:
-    """The ground truth and the detections (D, 7) as objects of a COCO class, either implementation's."""
+    """The ground truth and the detections (D, 7) as objects of a COCO class, either implementation's.
+
+    Their images and categories have numbers of ours, from 1: pycocotools computes with ids in floating-point numbers.
+    Images are numbered in the order of their ids, in which COCO's evaluation takes detections of one score, and
+    categories by slot.
+    """
+    numbers = np.empty(len(annotations), dtype=np.int64)
+    numbers[np.argsort(annotations.image_ids, kind="stable")] = np.arange(1, len(annotations) + 1)
     ground_truth = COCO()
-    ground_truth.dataset = ground_truth_as_coco(annotations)
+    ground_truth.dataset = _ground_truth(annotations, numbers)
     ground_truth.createIndex()
     if len(detections):
-        return ground_truth, ground_truth.loadRes(detections_as_coco(detections))
+        columns = zip(numbers[detections[:, 0].astype(int)].tolist(), detections[:, 1:], strict=True)
+        return ground_truth, ground_truth.loadRes([_result(image, int(row[5]) + 1, row) for image, row in columns])
     found = COCO()  # loadRes cannot load none
     found.dataset = {**ground_truth.dataset, "annotations": []}
     found.createIndex()
     return ground_truth, found
 
 
-def ground_truth_as_coco(annotations: Annotations) -> dict:
+def _ground_truth(annotations: Annotations, numbers: np.ndarray) -> dict:
     """The ground truth as the COCO interface wants it. Ids start at 1: it takes 0 for 'not matched'."""
-    images = np.repeat(annotations.image_ids, np.diff(annotations.first))
     columns = zip(
-        images, annotations.boxes, annotations.category_ids, annotations.areas, annotations.crowd, strict=True
+        np.repeat(numbers, np.diff(annotations.first)).tolist(),
+        annotations.boxes.tolist(),
+        (annotations.slots() + 1).tolist(),
+        annotations.areas.tolist(),
+        annotations.crowd.tolist(),
+        strict=True,
     )
+    slots = sorted(annotations.categories.slots.values())
     return {
         "info": {},
-        "images": [{"id": int(key)} for key in annotations.image_ids],
-        "categories": [{"id": key, "name": name} for key, name in annotations.categories.used],
+        "images": [{"id": number} for number in numbers.tolist()],
+        "categories": [{"id": slot + 1, "name": annotations.categories.names[slot]} for slot in slots],
         "annotations": [
             {
                 "id": number,
-                "image_id": int(image),
-                "bbox": box.tolist(),
-                "category_id": int(category),
-                "area": float(area),
+                "image_id": image,
+                "bbox": box,
+                "category_id": category,
+                "area": area,
                 "iscrowd": int(crowd),
             }
             for number, (image, box, category, area, crowd) in enumerate(columns, 1)
@@ -154,12 +171,15 @@ def _digits(number: float) -> float:
     return round(float(number), 10)
 
 
-def detections_as_coco(detections: np.ndarray) -> list[dict]:
-    """(D, 7) rows of `CocoEvaluator.detections` as COCO's results format."""
-    return [
-        {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5].tolist(), "score": float(row[5])}
-        for row in detections
-    ]
+def detections_as_coco(annotations: Annotations, detections: np.ndarray) -> list[dict]:
+    """(D, 7) rows of `CocoEvaluator.detections` as COCO's results format, under the ids of the annotation file."""
+    images, ids = annotations.image_ids.tolist(), annotations.categories.ids
+    return [_result(images[int(row[0])], ids[int(row[6])], row[1:]) for row in detections]
+
+
+def _result(image_id: int, category_id: int, row: np.ndarray) -> dict:
+    """A detection, x, y, width, height, score, as COCO's results list it."""
+    return {"image_id": image_id, "category_id": category_id, "bbox": row[:4].tolist(), "score": float(row[4])}
 
 
 def coco_api() -> tuple[type, type]:

@@ -10,8 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.annotations import read_annotations
-from datasets.checks import Problem, check_boxes, check_files
+from datasets.categories import Categories
+from datasets.checks import Problem, check_boxes
 from datasets.coco import CorruptImageError, DetectionDataset, Limits
+from datasets.image_paths import check_files, located
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
@@ -85,12 +87,15 @@ class BoundedLoader(DataLoader):
             yield batch
 
 
-def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False) -> DetectionDataset:
+def build_dataset(
+    cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False, unlisted: Categories | None = None
+) -> DetectionDataset:
     """A split of the data that `cfg.data` names.
 
     Args:
         split: "train", "val" or "test".
         seed, cached: see DetectionDataset.
+        unlisted: the categories of a split whose file lists none; see `read_annotations`.
 
     Raises:
         ConfigError: the folder or the file is not there, holds no usable annotations, or no image of its own.
@@ -115,7 +120,7 @@ def build_dataset(cfg: ConfigDict, split: str, seed: int = 0, cached: bool = Fal
         layouts = LAYOUTS.format(root=root, images=node.images, annotations=node.annotations, split=split)
         raise ConfigError(f"{node_location(node)}: no image folder {root / node.images}; {layouts}")
     try:
-        annotations = read_annotations(root / node.annotations, data.categories)
+        annotations = located(read_annotations(root / node.annotations, data.categories, unlisted), images)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{node_location(node)}: {error}") from error
     training = split == "train"
@@ -131,9 +136,12 @@ def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Proble
         queries: objects that the model can find in an image; None if that is not known.
 
     Raises:
-        ConfigError: none of the images are there, or fewer than training could do with.
+        ConfigError: none of the images are there, or fewer than training could do with, or it has nothing to learn.
     """
     found, limit = dataset.annotations, dataset.limits.files
+    if dataset.training and not len(found.boxes):
+        reasons = "".join(f"\n  {problem}" for problem in found.problems) or " its list 'annotations' is empty"
+        raise ConfigError(f"{found.file}: holds no usable object, so there is nothing to learn:{reasons}")
     exists, missing = check_files(found.names, dataset.folder)
     absent = (~exists).nonzero()[0]
     if len(absent) == len(found) or (dataset.training and len(absent) > limit):

@@ -25,17 +25,18 @@ def draw_detections(dataset: DetectionDataset, detections: np.ndarray, path: Pat
             image = dataset.load_image(index)
         except CorruptImageError:
             continue  # the evaluation has said so
-        own = detections[(detections[:, 0] == found.image_ids[index]) & (detections[:, 5] >= score)]
-        detected = [_box(dataset, row[1:5], int(row[6]), f" {row[5]:.2f}") for row in own[np.argsort(own[:, 5])]]
+        own = detections[(detections[:, 0] == index) & (detections[:, 5] >= score)]
+        names = found.categories.names
+        detected = [
+            _box(row[1:5], int(row[6]), f"{names[int(row[6])]} {row[5]:.2f}") for row in own[np.argsort(own[:, 5])]
+        ]
         objects = found.objects(index)
-        pairs = zip(found.boxes[objects], found.category_ids[objects], strict=True)
-        rows.append((image, detected, [_box(dataset, box, category, "") for box, category in pairs]))
+        pairs = zip(found.boxes[objects], found.slots(objects).tolist(), strict=True)
+        rows.append((image, detected, [_box(box, slot, names[slot]) for box, slot in pairs]))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows, path)
 
 
-def _box(dataset: DetectionDataset, xywh: np.ndarray, category: int, suffix: str) -> Box:
-    categories = dataset.annotations.categories
-    slot = categories.slots[category]
+def _box(xywh: np.ndarray, slot: int, label: str) -> Box:
     x, y, w, h = (float(number) for number in xywh)
-    return Box((x, y, x + w, y + h), slot, categories.names[slot] + suffix)
+    return Box((x, y, x + w, y + h), slot, label)

@@ -5,8 +5,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
+from datasets.annotations import Annotations
 from datasets.coco import DetectionDataset
 from datasets.coco_eval import CocoEvaluator, detections_as_coco
 from datasets.preview import draw_detections
@@ -52,15 +54,15 @@ class Scorer:
         scores = evaluator.evaluate(detections)
         log.info("%s %s\n%s", self.dataset.annotations.file, name, scores.table(best))
         if is_main() and self.write_results:
-            write_results(detections, self.folder)
+            write_results(self.dataset.annotations, detections, self.folder)
         if is_main() and draw:
             draw_detections(self.dataset, detections, self.folder / "vis" / "detections.png", self.drawn_images)
             log.info("images: %s", self.folder / "vis")
         return {**means, **scores.numbers, "coco_eval_bbox": list(scores.numbers.values()), "classes": scores.classes}
 
 
-def write_results(detections, folder: Path):
+def write_results(annotations: Annotations, detections: np.ndarray, folder: Path):
     """Writes detections, (D, 7) rows of CocoEvaluator.detections, as results.json in COCO's results format."""
     path = folder / "results.json"
-    path.write_text(json.dumps(detections_as_coco(detections)))
+    path.write_text(json.dumps(detections_as_coco(annotations, detections)))
     log.info("%s: %d detections", path, len(detections))

@@ -101,7 +101,7 @@ class TideErrors:
         counted = ~self.matches.ignored
         classes = self.detections[self.matches.rows, 6].astype(int)
         correct = self.matches.ground_truth >= 0
-        asked = ~self.annotations.crowd
+        asked, slots = ~self.annotations.crowd, self.annotations.slots()
         if kind == "missed":
             asked = asked & ~self.missed
         elif kind is not None:
@@ -109,11 +109,11 @@ class TideErrors:
             counted = counted & ~own
             mended = self._mended(np.flatnonzero(own & (self.targets >= 0)))
             counted[mended], correct[mended] = True, True
-            classes[mended] = self.annotations.category_ids[self.targets[mended]]
+            classes[mended] = slots[self.targets[mended]]
         scores = self.detections[self.matches.rows, 5]
         curves = []
-        for category in sorted(self.annotations.categories.slots):
-            own, positives = counted & (classes == category), asked & (self.annotations.category_ids == category)
+        for slot in np.unique(slots):
+            own, positives = counted & (classes == slot), asked & (slots == slot)
             if positives.any():
                 curves.append(_precision(scores[own], correct[own], int(positives.sum())))
         return float(np.mean(np.stack(curves, 1))) if curves else -1.0
@@ -148,8 +148,8 @@ def find_errors(annotations: Annotations, detections: np.ndarray, matches: Match
     images = detections[matches.rows[wrong], 0]
     order = np.argsort(images, kind="stable")
     wrong, images = wrong[order], images[order]
-    for index, key in enumerate(annotations.image_ids):
-        numbers = wrong[slice(*np.searchsorted(images, (key, key + 1)))]
+    for index in range(len(annotations)):
+        numbers = wrong[slice(*np.searchsorted(images, (index, index + 1)))]
         if len(numbers):
             found = detections[matches.rows[numbers]]
             kinds[numbers], targets[numbers], confused[numbers] = _judged(annotations, index, found)
@@ -164,7 +164,7 @@ def _judged(annotations: Annotations, index: int, found: np.ndarray) -> tuple[np
         nothing = np.full(len(found), -1)
         return np.full(len(found), KINDS.index("background")), nothing, nothing
     overlap = mask.iou(found[:, 1:5], annotations.boxes[single], np.zeros(len(single), dtype=np.uint8))
-    same = found[:, 6:7] == annotations.category_ids[single]
+    same = found[:, 6:7] == annotations.slots(single)
     with_own, with_others = overlap * same, overlap * ~same
     own, others = with_own.max(1), with_others.max(1)
     rules = {

@@ -21,9 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.annotations import Annotations, usable_annotations
-from datasets.checks import Problem, check_boxes, check_files, check_ids, without_repeats
+from datasets.checks import Problem, check_boxes, check_ids, without_repeats
 from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.coco_file import parse_coco_file
+from datasets.image_paths import check_files, located
 from datasets.repair import write_fixed
 from datasets.transforms import EvalTransform
 
@@ -84,7 +85,7 @@ def examine(file: Path, folder: Path, queries: int | None = None, decode: bool =
         raise FileNotFoundError(f"{folder}: there is no such image folder; give it with --images")
     listing = parse_coco_file(file)
     problems = check_ids(listing)
-    found = usable_annotations(without_repeats(listing))
+    found = located(usable_annotations(without_repeats(listing)), folder)
     problems += [*found.problems, *check_boxes(found, queries)]
     usable, missing = check_files(found.names, folder)
     problems += missing
@@ -95,8 +96,7 @@ def examine(file: Path, folder: Path, queries: int | None = None, decode: bool =
             problems.append(
                 Problem.of("images that cannot be read", unreadable, lambda row: row[1], "as if they were missing")
             )
-    objects = len(listing.places) + len(listing.unusable)
-    return Report(found, (len(listing.image_ids), objects), usable, problems)
+    return Report(found, (len(listing.image_ids), listing.num_objects), usable, problems)
 
 
 def _unreadable(found: Annotations, folder: Path, rows: np.ndarray, workers: int) -> Iterator[tuple[int, str]]:
