@@ -27,6 +27,7 @@ from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from models.ops import describe_kernels
 from models.ops.linear import ProductsError
+from models.restore import stored_categories
 from models.weights import load_initial_weights, load_trained_weights
 from util.checkpoints.store import CheckpointStore
 from util.cli.options import config_of_arguments, output_folder, write_config
@@ -86,10 +87,10 @@ class Run:
     def train(self) -> TrainingState:
         """No flag: trains to the last epoch, evaluating and saving on the way; a dry run to the end of the first."""
         args, cfg, options = self.args, self.cfg, self.options
+        content, source = self.find(training=True)
         train_set, val_set = self.splits.dataset("train"), self.splits.dataset("val")
         loader, val_loader = self.splits.loader(train_set), self.splits.loader(val_set)
         model = detector = self.build()
-        content, source = self.store.find(args.resume, training=True)
         num_images = self.splits.num_images["train"]
         categories, pretrained = self.splits.categories.state_dict(), (args.pretrain_model_path, args.finetune_ignore)
         load_initial_weights(detector, content, source, self.family, *pretrained, categories, num_images)
@@ -121,20 +122,22 @@ class Run:
 
     def evaluate(self):
         """--eval: scores a checkpoint on the val split, its EMA too if it holds one."""
+        found = self.find("--eval")
         val_set = self.splits.dataset("val")
         loader = self.splits.loader(val_set)
         if is_main() and not (self.output_dir / "config.py").exists():  # a training's own stays
             write_config(self.cfg, self.output_dir)
-        numbers = {name: self.scorer(val_set, loader)(model, name, draw=True) for name, model in self.trained("--eval")}
+        numbers = {name: self.scorer(val_set, loader)(model, name, draw=True) for name, model in self.trained(*found)}
         if is_main():
             (self.output_dir / "eval.json").write_text(json.dumps(numbers, indent=1))
         plot_journal(self.journal)
 
     def detect(self):
         """--test: detections for images without ground truth, of the EMA where there is one."""
+        found = self.find("--test")
         test_set = self.splits.dataset("test")
         evaluator, loader = CocoEvaluator(test_set.annotations), self.splits.loader(test_set)
-        *_, (_, detector) = self.trained("--test")
+        *_, (_, detector) = self.trained(*found)
         evaluate(detector, None, self.postprocess, loader, evaluator, self.precision, title="test")
         detections = evaluator.detections()
         if is_main():
@@ -156,12 +159,22 @@ class Run:
         if is_main():
             (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
 
-    def trained(self, flag: str) -> Iterator[tuple[str, nn.Module]]:
+    def find(self, flag: str = "", training: bool = False) -> tuple[dict | None, str]:
+        """The checkpoint of --resume, or the newest, and where it is. The splits are to have its categories.
+
+        Raises:
+            ConfigError: there is none, and `flag` needs one.
+        """
+        content, source = self.store.find(self.args.resume, training=training)
+        if content is not None:
+            self.splits.follow(stored_categories(content, source), source)
+        elif flag:
+            raise ConfigError(f"{flag}: no checkpoint in {self.output_dir}; give one with --resume")
+        return content, source
+
+    def trained(self, content: dict, source: str) -> Iterator[tuple[str, nn.Module]]:
         """The detector with a checkpoint's weights as "regular", and then with their EMA, if there is one, as "ema"."""
         detector = self.build()
-        content, source = self.store.find(self.args.resume)
-        if content is None:
-            raise ConfigError(f"{flag}: no checkpoint in {self.output_dir}; give one with --resume")
         for name in load_trained_weights(detector, content, self.family, source):
             if name == "regular":
                 data = self.splits.describe()

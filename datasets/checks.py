@@ -12,8 +12,8 @@ from datasets.values import id_or_none
 SHOWN = 3
 """How many examples a message names."""
 
-ROUNDED = 1.1
-"""How much larger than its box an object's area may be said to be."""
+MOST_AREA = 2.0
+"""Of its box, that an object's area may be said to have: outlines are drawn by other hands than boxes."""
 
 BEYOND = 1.0
 """Pixels by which a box may reach over its image's border before that is worth a word: annotators round."""
@@ -117,10 +117,10 @@ def sensible_areas(listing: Listing) -> tuple[np.ndarray, np.ndarray]:
     COCO's measure takes them to tell small objects from large ones, and passes over objects whose area is negative or
     that of no image.
     """
-    boxes = listing.boxes[:, 2] * listing.boxes[:, 3]
     unknown = np.isnan(listing.areas)
-    with np.errstate(invalid="ignore"):
-        senseless = ~unknown & ~((listing.areas > 0) & (listing.areas <= ROUNDED * boxes + 1))
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes that are left out
+        boxes = listing.boxes[:, 2] * listing.boxes[:, 3]
+        senseless = ~unknown & ~((listing.areas > 0) & (listing.areas <= MOST_AREA * boxes + 1))
     return np.where(unknown | senseless, boxes, listing.areas), senseless
 
 

@@ -87,21 +87,13 @@ class BoundedLoader(DataLoader):
             yield batch
 
 
-def build_dataset(
-    cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False, unlisted: Categories | None = None
-) -> DetectionDataset:
-    """A split of the data that `cfg.data` names.
-
-    Args:
-        split: "train", "val" or "test".
-        seed, cached: see DetectionDataset.
-        unlisted: the categories of a split whose file lists none; see `read_annotations`.
+def find_split(cfg: ConfigDict, split: str) -> tuple[Path, Path]:
+    """The annotation file and the image folder of a split; the synthetic shapes are made if they are asked for.
 
     Raises:
-        ConfigError: the folder or the file is not there, holds no usable annotations, or no image of its own.
+        ConfigError: the config names none, or there is no such folder.
     """
     data = cfg.data
-    limits = call_with_config(Limits, data.get("corrupt", {}), where=f"{node_location(data)}.corrupt")
     if not isinstance(data.root, str):
         raise ConfigError(
             f"{node_location(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
@@ -119,10 +111,29 @@ def build_dataset(
     if images is None:
         layouts = LAYOUTS.format(root=root, images=node.images, annotations=node.annotations, split=split)
         raise ConfigError(f"{node_location(node)}: no image folder {root / node.images}; {layouts}")
+    return root / node.annotations, images
+
+
+def build_dataset(
+    cfg: ConfigDict, split: str, seed: int = 0, cached: bool = False, unlisted: Categories | None = None
+) -> DetectionDataset:
+    """A split of the data that `cfg.data` names.
+
+    Args:
+        split: "train", "val" or "test".
+        seed, cached: see DetectionDataset.
+        unlisted: the categories of a split whose file lists none; see `read_annotations`.
+
+    Raises:
+        ConfigError: the folder or the file is not there, holds no usable annotations, or no image of its own.
+    """
+    data = cfg.data
+    limits = call_with_config(Limits, data.get("corrupt", {}), where=f"{node_location(data)}.corrupt")
+    file, images = find_split(cfg, split)
     try:
-        annotations = located(read_annotations(root / node.annotations, data.categories, unlisted), images)
+        annotations = located(read_annotations(file, data.categories, unlisted), images)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{node_location(node)}: {error}") from error
+        raise ConfigError(f"{node_location(data[split])}: {error}") from error
     training = split == "train"
     rules, transform = ("augment", TrainTransform) if training else ("resize", EvalTransform)
     transform = call_with_config(transform, data[rules], where=f"{node_location(data)}.{rules}")

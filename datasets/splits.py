@@ -7,6 +7,8 @@ from functools import partial
 
 from torch.utils.data import DataLoader
 
+from datasets.annotations import Annotations
+from datasets.categories import Categories, DifferentCategoriesError
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset, build_loader, check_dataset
 from util.config import ConfigDict, ConfigError, find_value
@@ -14,27 +16,42 @@ from util.processes.distributed import run_in_all_processes
 
 log = logging.getLogger(__name__)
 
+NOTHING_TO_FIND = (
+    "holds no object that is to be found, so that every AP will be -1, and checkpoint_best_* that of the newest epoch"
+)
+INSIST = "--ignore_class_names takes them by number, whatever they are called"
+
 WIDTH = 100
 """Characters that a list of names may take."""
 
 
 class Splits:
-    """Splits of one data set, all of the same categories.
+    """Splits of one data set, all in the same slots of the classifier: those of a checkpoint, else of the first split.
 
     Args:
-        cfg: the config; `model.num_classes` becomes what the first split says.
-        args: the command line: seed, cache_mode, num_workers, device.
+        cfg: the config; `model.num_classes` becomes what the categories need.
+        args: the command line: seed, cache_mode, num_workers, device, ignore_class_names.
         limit: (training) -> how many images of a split are taken; None for all.
 
     Attributes:
-        categories: of the first split.
+        categories: by slot.
         num_images: of each split in all, by its name.
         descriptions: a line about each split.
     """
 
     def __init__(self, cfg: ConfigDict, args: Namespace, limit: Callable[[bool], int] | None = None):
         self.cfg, self.args, self.limit = cfg, args, limit
-        self.categories, self.num_images, self.descriptions = None, {}, []
+        self.categories, self.source, self.num_images, self.descriptions = None, "", {}, []
+
+    def follow(self, stored: dict[str, list] | None, source: str):
+        """The splits that follow have to fit a checkpoint's categories.
+
+        Args:
+            stored: as `Categories.state_dict` has them; None for a checkpoint that does not say.
+            source: where they come from, for messages.
+        """
+        if stored is not None:
+            self.categories, self.source = Categories(tuple(stored["ids"]), tuple(stored["names"])), source
 
     def dataset(self, split: str) -> DetectionDataset:
         """A split, "train", "val" or "test". In all processes together.
@@ -42,13 +59,15 @@ class Splits:
         Raises:
             ConfigError: it cannot be used, in one of the processes at least, or has other categories than the others.
         """
-        build = partial(build_dataset, self.cfg, split, self.args.seed, self.args.cache_mode)
+        build = partial(build_dataset, self.cfg, split, self.args.seed, self.args.cache_mode, self.categories)
         dataset = run_in_all_processes(build, ConfigError, "All machines have to see the same data")
-        found = dataset.annotations
-        self.num_images[split] = len(found)
+        self.num_images[split] = len(dataset)
         for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):
-            log.log(logging.INFO if problem.harmless else logging.WARNING, "%s: %s", found.file, problem)
-        self._agree_on_categories(dataset)
+            level = logging.INFO if problem.harmless else logging.WARNING
+            log.log(level, "%s: %s", dataset.annotations.file, problem)
+        found = dataset.annotations = self._arranged(dataset.annotations, dataset.training)
+        if split == "val" and not found.has_targets():
+            log.warning("%s: %s", found.file, NOTHING_TO_FIND)
         if self.limit is not None:
             dataset.annotations = found.head(self.limit(dataset.training))
         taken = f", {len(dataset)} of them taken," if self.limit is not None else ""
@@ -56,15 +75,52 @@ class Splits:
         self.descriptions.append(line)
         return dataset
 
-    def _agree_on_categories(self, dataset: DetectionDataset):
-        found, model = dataset.annotations, self.cfg.model
-        if self.categories is None:
-            self.categories = found.categories
-            if model.num_classes != len(found.categories):
-                log.info("model.num_classes = %d, from %s", len(found.categories), found.file)
-                model.num_classes = len(found.categories)
-        elif self.categories != found.categories:
-            raise ConfigError(f"{found.file}: its categories are not those of the other split")
+    def _arranged(self, found: Annotations, training: bool) -> Annotations:
+        """The annotations in the slots of all."""
+        others = self.categories
+        if others is None:
+            self.categories, self.source = found.categories, str(found.file)
+        elif self.args.ignore_class_names:
+            if len(found.categories) != len(others):
+                counts = f"it has {len(found.categories)} classes, and {self.source} has {len(others)}"
+                raise ConfigError(f"{found.file}: --ignore_class_names cannot match them by number either: {counts}")
+            log.warning("%s: --ignore_class_names: the classes of %s are its own, by number", found.file, self.source)
+            if training:
+                self.categories = found.categories
+        else:
+            found = self._matched(found, others, training)
+            if training:  # the names are the same, and these are the ids that its checkpoints should have
+                self.categories = found.categories
+        model = self.cfg.model
+        if model.num_classes != len(self.categories):
+            log.info("model.num_classes = %d, from %s", len(self.categories), self.source)
+            model.num_classes = len(self.categories)
+        return found
+
+    def _matched(self, found: Annotations, others: Categories, training: bool) -> Annotations:
+        """The annotations in the slots of others, by name; says what that changes."""
+        try:
+            arranged = found.arranged_as(others, self.source)
+        except DifferentCategoriesError as error:
+            raise ConfigError(f"{found.file}: {error}; {INSIST}") from error
+        categories = arranged.categories
+        known = list(zip(others.ids, others.names, categories.ids, strict=True))
+        lacking = [name for theirs, name, own in known if own is None and theirs is not None]
+        renumbered = [name for theirs, name, own in known if None not in (own, theirs) and own != theirs]
+        unknown = sorted({name for _, name in found.categories.used} - {name for _, name in categories.used})
+        if lacking and training:
+            remedy = (
+                f"a training goes on with all of its classes; --pretrain_model_path starts one with others; {INSIST}"
+            )
+            raise ConfigError(f"{found.file}: lacks {describe_names(lacking)} of {self.source}; {remedy}")
+        for names, what in (
+            (lacking, "lacks classes of %s, which is ordinary in a small split"),
+            (renumbered, "numbers its classes otherwise than %s, and they are matched by name"),
+            (unknown, "lists classes that %s lacks, without an object, and they are passed over"),
+        ):
+            if names:
+                log.info("%s: " + what + ": %s", found.file, self.source, describe_names(names))
+        return arranged
 
     def describe(self) -> list[str]:
         """A line for every split that was built, and one about the classes."""

@@ -1,11 +1,13 @@
 """Says what is wrong with a data set before a training finds out, and writes a copy without it.
 
   python -m datasets.validate COCODIR                                 all of annotations/instances_*.json
+  python -m datasets.validate ROBOFLOWDIR                             all of */_annotations.coco.json
+  python -m datasets.validate -c config/mine.py [COCODIR]             the splits that a config names
   python -m datasets.validate labels.json --images photos --queries 300 --strict
   python -m datasets.validate COCODIR --fix FIXED                     FIXED/annotations/instances_*.json
 
 Every image is decoded unless --no_decode is given. Exit status: 0; 1 with --strict when there is a problem; 2 when a
-file cannot be used at all.
+file cannot be used at all, or nothing in it.
 """
 
 import argparse
@@ -21,14 +23,35 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.annotations import Annotations, usable_annotations
+from datasets.categories import Categories
 from datasets.checks import Problem, check_boxes, check_ids, without_repeats
 from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.coco_file import parse_coco_file
 from datasets.image_paths import check_files, located
+from datasets.loader import find_split
 from datasets.repair import write_fixed
+from datasets.split_checks import check_splits, class_table
 from datasets.transforms import EvalTransform
+from util.config import ConfigDict, ConfigError, find_value, load_config
 
 log = logging.getLogger(__name__)
+
+ROBOFLOW = "_annotations.coco.json"
+"""The name of an annotation file in Roboflow's exports, which lies among the images."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One annotation file to look at.
+
+    Attributes:
+        name: of the split.
+        file, folder: the annotations and the images.
+    """
+
+    name: str
+    file: Path
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,11 @@ class Report:
     listed: tuple[int, int]
     usable: np.ndarray
     problems: list[Problem]
+
+    @property
+    def empty(self) -> bool:
+        """Nothing of it can be used: no image, or of some objects none."""
+        return not self.usable.any() or bool(self.listed[1] and not len(self.annotations.boxes))
 
     @property
     def sound(self) -> bool:
@@ -68,7 +96,15 @@ class Report:
         return "\n".join(lines if self.problems else [*lines, "  nothing is wrong"])
 
 
-def examine(file: Path, folder: Path, queries: int | None = None, decode: bool = True, workers: int = 2) -> Report:
+def examine(
+    file: Path,
+    folder: Path,
+    queries: int | None = None,
+    decode: bool = True,
+    workers: int = 2,
+    convention: str = "auto",
+    unlisted: Categories | None = None,
+) -> Report:
     """Checks an annotation file and its images.
 
     Args:
@@ -77,6 +113,7 @@ def examine(file: Path, folder: Path, queries: int | None = None, decode: bool =
         queries: objects that the model can find in an image; None if that does not matter.
         decode: read every image, not just look for it.
         workers: threads that decode.
+        convention, unlisted: see `datasets.annotations.read_annotations`.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file or folder, or it cannot be used at all.
@@ -85,7 +122,7 @@ def examine(file: Path, folder: Path, queries: int | None = None, decode: bool =
         raise FileNotFoundError(f"{folder}: there is no such image folder; give it with --images")
     listing = parse_coco_file(file)
     problems = check_ids(listing)
-    found = located(usable_annotations(without_repeats(listing)), folder)
+    found = located(usable_annotations(without_repeats(listing), convention, unlisted), folder)
     problems += [*found.problems, *check_boxes(found, queries)]
     usable, missing = check_files(found.names, folder)
     problems += missing
@@ -117,16 +154,37 @@ def _unreadable(found: Annotations, folder: Path, rows: np.ndarray, workers: int
                 yield int(row), message
 
 
-def splits(path: Path, images: Path | None) -> list[tuple[Path, Path]]:
-    """(annotation file, image folder) of all that a path names. Raises FileNotFoundError."""
+def splits(path: Path, images: Path | None = None) -> list[Part]:
+    """What a path names: a file, or the splits of a folder in COCO's or Roboflow's layout; train is the first.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if not path.is_dir():
-        return [(path, images or path.parent)]
+        return [Part(path.stem, path, images or path.parent)]
     files = sorted((path / "annotations").glob("instances_*.json"))
-    if not files:
-        raise FileNotFoundError(f"{path}: there are no annotations/instances_*.json; name a file, with --images FOLDER")
     names = [file.stem.removeprefix("instances_") for file in files]
     folders = [path / "images" / name if (path / "images" / name).is_dir() else path / name for name in names]
-    return [(file, images or folder) for file, folder in zip(files, folders, strict=True)]
+    if not files:
+        files = sorted([*path.glob(ROBOFLOW), *path.glob(f"*/{ROBOFLOW}")])
+        folders = [file.parent for file in files]
+        names = [folder.resolve().name for folder in folders]
+    if not files:
+        raise FileNotFoundError(
+            f"{path}: there are no annotations/instances_*.json and no */{ROBOFLOW}; name a file, with --images FOLDER"
+        )
+    parts = [Part(name, file, images or folder) for name, file, folder in zip(names, files, folders, strict=True)]
+    return sorted(parts, key=lambda part: not part.name.startswith("train"))
+
+
+def config_splits(cfg: ConfigDict) -> list[Part]:
+    """The splits of a config: train and val, and test where it is there. Raises ConfigError for what is missing."""
+    parts = [Part(split, *find_split(cfg, split)) for split in ("train", "val")]
+    try:
+        test = Part("test", *find_split(cfg, "test"))
+    except ConfigError:
+        return parts
+    return [*parts, test] if test.file.is_file() else parts
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -135,33 +193,86 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "python -m datasets.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("path", type=Path, metavar="PATH", help="a data root in COCO's layout, or one annotation file")
-    add("--images", type=Path, metavar="DIR", help="folder of the images (default: as COCO's layout has it)")
-    add("--queries", type=int, metavar="N", help="num_queries of the model: report images with more objects")
-    add("--no_decode", action="store_true", help="look for the images' files without reading them")
-    add("--strict", action="store_true", help="exit with status 1 when there is a problem")
-    add("--fix", type=Path, metavar="OUT", help="write a copy without the problems: a folder, or a file for a file")
+    add("path", type=Path, nargs="?", metavar="PATH", help="a folder of data, or one annotation file")
+    add("-c", "--config_file", metavar="FILE", help="look at the data of a config; PATH is then its data.root")
+    add("--images", type=Path, metavar="DIR", help="folder of the images (default: as the layout has it)")
+    add(
+        "--queries",
+        type=int,
+        metavar="N",
+        help="num_queries of the model: report images with more objects (default: as --config_file says, else any)",
+    )
+    add("--no_decode", action="store_true", help="look for the images' files without reading them (default: read all)")
+    add("--strict", action="store_true", help="exit with status 1 when there is a problem (default: 0)")
+    add(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write a copy without the problems: a folder, or a file for a file (default: write nothing)",
+    )
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="threads that decode (default: all cores)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.path is None and args.config_file is None:
+        parser.error("name a PATH, or a config with -c")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command line; returns the exit status."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    sound = True
     try:
-        for file, folder in splits(args.path, args.images):
-            report = examine(file, folder, args.queries, not args.no_decode, args.workers)
-            log.info("%s", report.table())
-            sound &= report.sound
-            if args.fix is not None:
-                target = args.fix / "annotations" / file.name if args.path.is_dir() else args.fix
-                write_fixed(report.annotations, report.usable, target)
-                log.info("  a copy without them: %s", target)
-    except (OSError, ValueError) as error:
+        return validate(args)
+    except (OSError, ValueError, ConfigError) as error:
         log.error("%s", error)
         return 2
+
+
+def fixed_copy(target: Path, file: Path, root: Path) -> Path:
+    """Where the copy of an annotation file goes: a file for a file, and the same place in a folder for a folder."""
+    if not root.is_dir():
+        return target
+    return target / (file.relative_to(root) if file.is_relative_to(root) else file.name)
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Looks at all splits, says what there is, and returns the exit status."""
+    convention, queries, root = "auto", args.queries, args.path
+    if args.config_file is None:
+        parts = splits(args.path, args.images)
+    else:
+        cfg = load_config(args.config_file, {} if args.path is None else {"data.root": str(args.path)})
+        parts, convention, root = config_splits(cfg), cfg.data.categories, Path(cfg.data.root)
+        queries = find_value(cfg.model, "num_queries") if queries is None else queries
+    reports: dict[str, Report] = {}
+    refused = False
+    for part in parts:
+        unlisted = next((report.annotations.categories for report in reports.values()), None)
+        try:
+            report = examine(part.file, part.folder, queries, not args.no_decode, args.workers, convention, unlisted)
+        except (OSError, ValueError) as error:
+            log.error("%s", error)
+            refused = True
+            continue
+        reports[part.name] = report
+        log.info("%s", report.table())
+        if args.fix is not None:
+            target = fixed_copy(args.fix, part.file, root)
+            write_fixed(report.annotations, report.usable, target)
+            log.info("  a copy without them: %s", target)
+    found = {part.name: (reports[part.name].annotations, part.folder) for part in parts if part.name in reports}
+    problems = check_splits(found) if len(found) > 1 else []
+    if found:
+        log.info("\n%s", class_table({name: annotations for name, (annotations, _) in found.items()}))
+    for problem in problems:
+        log.info("%s", problem)
+    unlearnable = [name for name, (own, _) in found.items() if name.startswith("train") and not len(own.boxes)]
+    empty = sorted({name for name, report in reports.items() if report.empty} | set(unlearnable))
+    if empty:
+        log.error("nothing can be used of %s", ", ".join(empty))
+    if refused or empty:
+        return 2
+    sound = all(report.sound for report in reports.values()) and all(problem.harmless for problem in problems)
     return 1 if args.strict and not sound else 0
 
 

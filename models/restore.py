@@ -50,7 +50,7 @@ def restore_detector(
         ConfigError: a config that cannot be built.
     """
     source, content = str(checkpoint), read_checkpoint(checkpoint)
-    categories = _categories(content.get("categories"), source)
+    categories = stored_categories(content, source)
     if config is not None:
         cfg = load_config(config, options)
         if categories is not None:
@@ -69,8 +69,13 @@ def restore_detector(
     return RestoredDetector(detector.eval().to(device), build_postprocessor(cfg), cfg, categories)
 
 
-def _categories(found, source: str) -> dict[str, list] | None:
-    """The classes of a checkpoint, once they are known to be what they should be."""
+def stored_categories(content: Mapping, source: str) -> dict[str, list] | None:
+    """The classes of a checkpoint, {"ids": [...], "names": [...]} by slot; None where it does not say.
+
+    Raises:
+        CheckpointError: they are not what they should be.
+    """
+    found = content.get("categories")
     if found is None:
         return None
     ids, names = (found.get("ids"), found.get("names")) if isinstance(found, Mapping) else (None, None)

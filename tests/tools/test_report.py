@@ -45,8 +45,8 @@ def annotated(folder, objects, num_images=1, classes=("cat", "dog")):
 
 
 def detected(*rows):
-    """(class, x, y, w, h, score) on image 1 as a table."""
-    return np.array([(1, x, y, w, h, score, category) for category, x, y, w, h, score in rows], float).reshape(-1, 7)
+    """(class, x, y, w, h, score) on the first image as a table."""
+    return np.array([(0, x, y, w, h, score, number - 1) for number, x, y, w, h, score in rows], float).reshape(-1, 7)
 
 
 A, B, FAR = (0, 0, 10, 10), (50, 50, 10, 10), (200, 200, 10, 10)
@@ -166,8 +166,8 @@ def scene(tmp_path_factory):
             for _ in range(rng.integers(0, 4)):
                 box = np.array([x, y, w, h]) * rng.normal(1, 0.1, 4)
                 seen = category if rng.random() < 0.8 else int(rng.integers(1, 5))
-                rows.append((image, *box, round(rng.random(), 2), seen))  # rounded: some scores are equal
-        rows += [(image, *rng.uniform(1, 200, 4), rng.random() / 2, int(rng.integers(1, 5)))] * 2
+                rows.append((image - 1, *box, round(rng.random(), 2), seen - 1))  # rounded: some scores are equal
+        rows += [(image - 1, *rng.uniform(1, 200, 4), rng.random() / 2, int(rng.integers(4)))] * 2
     return annotated(folder, objects, num_images=31, classes=("cat", "dog", "bird", "none")), np.array(rows)
 
 
@@ -177,7 +177,7 @@ def reference(scene):
     annotations, detections = scene
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO(str(annotations.file))
-        run = COCOeval(ground_truth, ground_truth.loadRes(detections_as_coco(detections)), "bbox")
+        run = COCOeval(ground_truth, ground_truth.loadRes(detections_as_coco(annotations, detections)), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()

@@ -50,6 +50,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="continue from a checkpoint, or evaluate it: ours or the papers' own. 'auto': the newest in --output_dir, "
         "which is also taken when --resume is not given, and when it went on from this FILE already",
     )
+    add(
+        "--ignore_class_names",
+        action="store_true",
+        help="take the classes of checkpoint, train and val by number, where their names do not agree",
+    )
     add("--save_every_steps", type=int, metavar="N", help="save within epochs too (training.save_every_steps)")
     add("--pretrain_model_path", metavar="FILE|URL", help="start from what fits of a checkpoint's weights")
     add(

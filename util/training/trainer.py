@@ -120,7 +120,8 @@ class Trainer:
             prefix = "test_" if name == "regular" else f"{name}_test_"
             numbers = self.evaluate(model, name, self.journal.best(prefix), state.epoch >= self.epochs)
             entry |= {f"{prefix}{key}": value for key, value in numbers.items()}
-            if numbers["AP"] > state.best.get(name, -math.inf):  # -1, where nothing is to be found, comes first too
+            # Where nothing is to be found, AP is -1, and the newest is as good as any.
+            if numbers["AP"] > state.best.get(name, -math.inf) or numbers["AP"] == -1:
                 state.best[name] = numbers["AP"]
                 content = {"model": model.state_dict(), "epoch": state.epoch, "AP": numbers["AP"], **state.metadata}
                 save_checkpoint(content, self.store.folder / f"checkpoint_best_{name}.pth")
