@@ -142,9 +142,13 @@ class _Columns:
             x, y, w, h = map(float, box)
         except (TypeError, ValueError, OverflowError) as error:
             raise _unusable("bbox", entry) from error
-        image, category = (_read_key(whole_number, key, entry) for key in ("image_id", "category_id"))
         own = id_or_none(entry.get("id"))
-        keys = (image, category, _read_key(truth, "iscrowd", entry), NO_ID if own is None else own)
+        keys = (
+            _read(whole_number, "image_id", entry),
+            _read(whole_number, "category_id", entry),
+            _read(truth, "iscrowd", entry),
+            NO_ID if own is None else own,
+        )
         return (x, y, w, h, stated_area(entry.get("area"))), keys, outlined
 
     def _box_of_outline(self, entry: dict) -> list[float] | None:
@@ -162,7 +166,7 @@ class _Columns:
         )
 
 
-def _read_key(read: Callable, key: str, entry: dict):
+def _read(read: Callable, key: str, entry: dict):
     try:
         return read(entry.get(key))
     except ValueError as error:
@@ -178,7 +182,7 @@ def parse_coco_file(file: Path) -> Listing:
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is no COCO annotation file; the message says why.
     """
-    content, columns = _read(file)
+    content, columns = _parsed(file)
     images, objects, categories = _lists(file, content)
     if not columns.agree(images, objects):  # keys of their own made entries look like those of another list
         images, objects, categories = _lists(file, load_json(file))
@@ -194,7 +198,7 @@ def parse_coco_file(file: Path) -> Listing:
     return Listing(file, categories, *_images(file, columns), *_objects(columns, objects))
 
 
-def _read(file: Path) -> tuple[object, _Columns]:
+def _parsed(file: Path) -> tuple[object, _Columns]:
     """The parsed file, and what was taken out of it on the way."""
     try:
         columns = _Columns()

@@ -20,6 +20,8 @@ def whole_number(value) -> int:
     Raises:
         ValueError: names the value.
     """
+    if type(value) is int and -(2**63) <= value < 2**63:  # nearly always
+        return value
     number = value
     if type(value) is str and WHOLE.fullmatch(value):
         number = int(value)
@@ -44,7 +46,7 @@ def truth(value) -> bool:
     Raises:
         ValueError: neither.
     """
-    if isinstance(value, str):
+    if type(value) is str:
         value = TRUTH.get(value.strip().lower(), value)
     if value is None or value in (0, 1):
         return bool(value)
