@@ -28,6 +28,8 @@ COCO = {
 
 SHOWN = 8
 """How many names a message lists."""
+LONGEST = 40
+"""Characters of a name in a table."""
 
 
 class DifferentCategoriesError(ValueError):
@@ -149,6 +151,12 @@ def category_name(entry: dict) -> str:
     """The name of an entry of `categories`; its id where it has none."""
     name = str(entry.get("name", ""))
     return name if name.strip() and entry["name"] is not None else str(entry.get("id"))
+
+
+def one_line(name: str) -> str:
+    """A name for a table: without what would move a console's cursor, and not too long."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _quoted(labels: list[str]) -> str:

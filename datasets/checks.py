@@ -131,7 +131,7 @@ def check_entries(listing: Listing, used: np.ndarray) -> list[Problem]:
         used: category ids of the usable objects.
     """
     entries = [entry for entry in listing.categories if isinstance(entry, dict)]
-    above = [str(entry["supercategory"]) for entry in entries if "supercategory" in entry]
+    above = [entry["supercategory"] for entry in entries if isinstance(entry.get("supercategory"), str)]
     root = [
         entry
         for entry in entries
@@ -199,6 +199,10 @@ def check_ids(listing: Listing) -> list[Problem]:
     repeated = sorted(set(range(len(ids))) - set(first_occurrences(ids)))
     named = sorted(set(range(len(ids))) - set(first_occurrences(labels)) - set(repeated))
 
+    keyed = np.column_stack([listing.object_image_ids, listing.category_ids, listing.boxes.view(np.int64)])
+    order = np.lexsort(keyed.T)
+    twins = np.sort(order[1:][(keyed[order[1:]] == keyed[order[:-1]]).all(1)])
+
     def place(row: int) -> str:
         return f"annotations[{listing.places[row]}]"
 
@@ -210,6 +214,7 @@ def check_ids(listing: Listing) -> list[Problem]:
         Problem.of("images whose id is listed before", images, of_image, refused),
         Problem.of("objects whose id is listed before", objects, lambda row: f"{listing.ids[row]}", "kept"),
         Problem.of("objects without a whole number as id", missing, place, "kept"),
+        Problem.of("objects whose image, category and box are listed before", twins, place, "kept"),
         Problem.of("categories whose id is listed before", repeated, lambda row: f"{ids[row]}: {labels[row]}", refused),
         Problem.of("categories whose name is listed before", named, lambda row: f"{ids[row]}: {labels[row]}", "kept"),
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.annotations import Annotations
+from datasets.categories import one_line
 from util.processes.distributed import broadcast_object, gather_objects, is_main
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -44,9 +45,9 @@ class Evaluation:
         there = {name: scores for name, scores in self.classes.items() if scores[0] >= 0}
         absent = len(self.classes) - len(there)
         if there:
-            width = max(len(name) for name in (*there, "class"))
+            width = max(len(one_line(name)) for name in (*there, "class"))
             lines += [f"{'class':<{width}}     AP   AP50"]
-            lines += [f"{name:<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in there.items()]
+            lines += [f"{one_line(name):<{width}} {ap:6.3f} {ap50:6.3f}" for name, (ap, ap50) in there.items()]
         if absent:
             lines.append(f"{absent} of {len(self.classes)} classes have no object here, and no row")
         return "\n".join(lines)

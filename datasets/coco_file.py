@@ -185,7 +185,7 @@ def parse_coco_file(file: Path) -> Listing:
     content, columns = _parsed(file)
     images, objects, categories = _lists(file, content)
     if not columns.agree(images, objects):  # keys of their own made entries look like those of another list
-        images, objects, categories = _lists(file, load_json(file))
+        images, objects, categories = _lists(file, load_json(file, pairs=_once))
         columns = _Columns()
         images = [columns.take_image(entry) if _is_image(entry) else entry for entry in images]
         objects = [columns.take_object(entry) if isinstance(entry, dict) else entry for entry in objects]
@@ -226,15 +226,30 @@ def _lists(file: Path, content) -> tuple[list, list, list]:
     return images, *others
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A dict of what a file lists; of a list that stands there twice, JSON would keep the last one."""
+    entry = dict(pairs)
+    for name in ("images", "annotations", "categories"):
+        if [key for key, _ in pairs].count(name) > 1:
+            raise ValueError(f"it has several '{name}'")
+    return entry
+
+
 def _is_image(entry) -> bool:
     return isinstance(entry, dict) and ("file_name" in entry or "coco_url" in entry)
 
 
-def load_json(file: Path, hook: Callable | None = None, shorten: Callable[[mmap.mmap], bytes] | None = None):
+def load_json(
+    file: Path,
+    hook: Callable | None = None,
+    shorten: Callable[[mmap.mmap], bytes] | None = None,
+    pairs: Callable | None = None,
+):
     """The content of a JSON file.
 
     Args:
         hook: what the parser does with every dict.
+        pairs: the same for the list of its keys and values, in place of `hook`.
         shorten: what is done with the text before it is parsed.
 
     Raises:
@@ -247,7 +262,7 @@ def load_json(file: Path, hook: Callable | None = None, shorten: Callable[[mmap.
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             text = str(shorten(content) if shorten else content, json.detect_encoding(content[:4]))
-        return json.loads(text, object_hook=hook)
+        return json.loads(text, object_hook=hook, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON file: {error}") from error
 

@@ -6,12 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
 from datasets.annotations import Annotations
 from datasets.checks import Problem, repeated_rows
 
+ENDINGS = {".jpeg": ".jpg", ".jpe": ".jpg", ".tiff": ".tif"}
+"""Two endings of one format."""
 SIMILAR = 3
 """How many files of similar names a message mentions."""
 
@@ -20,8 +23,9 @@ def located(found: Annotations, folder: Path) -> Annotations:
     """The annotations with the names that the files have.
 
     A name that is none of a file's is taken for the one file that it can mean: with other separators, in other upper
-    and lower case, in another Unicode form, with folders in front on one side that the other lacks. Where several files
-    or several names compete, nothing is changed.
+    and lower case, in another Unicode form, as part of an address, with spaces at its
+    ends, with .jpeg for .jpg, with folders in front that
+    are on one side alone. Where several files or several names compete, nothing is changed.
     """
     texts = [os.fsdecode(name) for name in found.names]
     exists = _existing_rows(texts, folder)
@@ -118,7 +122,9 @@ class _Files:
 
     def candidates(self, name: str) -> list[str]:
         """Files that a name may mean: one of the two has the other's parts at its end."""
-        wanted = _folded(name)
+        return self._fitting(_folded(name)) or self._fitting(_folded(unquote(name)))
+
+    def _fitting(self, wanted: list[str]) -> list[str]:
         parts = {path: _folded(path) for path in self.by_name[wanted[-1]]}
         fitting = [path for path, own in parts.items() if own[-len(wanted) :] == wanted[-len(own) :]]
         return [path for path in fitting if len(parts[path]) == len(wanted)] or fitting
@@ -135,9 +141,11 @@ class _Files:
 
 
 def _folded(name: str) -> list[str]:
-    """The parts of a path, in one case and one Unicode form."""
+    """The parts of a path, in one case and one Unicode form, with one ending for a format."""
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-    return [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+    parts = [part.strip() for part in text.replace("\\", "/").split("/") if part.strip() not in ("", ".")] or [""]
+    stem, ending = os.path.splitext(parts[-1])
+    return [*parts[:-1], stem + ENDINGS.get(ending, ending)]
 
 
 def _stem(name: str) -> str:

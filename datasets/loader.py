@@ -98,7 +98,7 @@ def find_split(cfg: ConfigDict, split: str) -> tuple[Path, Path]:
         raise ConfigError(
             f"{node_location(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
         )
-    node, root = data[split], Path(data.root)
+    node, root = data[split], Path(data.root).expanduser()  # of --coco_path=~/data, which a shell leaves as it is
     if not isinstance(node, Mapping):
         where = f"{node_location(data)}.{split}"
         raise ConfigError(f"{where}: expected dict(images=FOLDER, annotations=FILE), found {node!r}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotations import Annotations
-from datasets.categories import DifferentCategoriesError
+from datasets.categories import DifferentCategoriesError, one_line
 from datasets.checks import Problem
 from datasets.image_paths import leaves_folder
 
@@ -21,11 +21,11 @@ def class_table(splits: dict[str, Annotations]) -> str:
     counts = {name: _objects_of_classes(found) for name, found in splits.items()}
     labels = list(dict.fromkeys(label for own in counts.values() for label in own))
     shown = labels[:MOST_CLASSES]
-    width = max(len(label) for label in (*shown, "objects of"))
+    width = max(len(one_line(label)) for label in (*shown, "objects of"))
     lines = [" ".join([f"{'objects of':<{width}}", *(f"{name:>10}" for name in splits)])]
     for label in shown:
         cells = (f"{own[label]:>10}" if label in own else f"{'-':>10}" for own in counts.values())
-        lines.append(" ".join([f"{label:<{width}}", *cells]))
+        lines.append(" ".join([f"{one_line(label):<{width}}", *cells]))
     if len(labels) > len(shown):
         lines.append(f"and {len(labels) - len(shown)} more classes")
     return "\n".join(lines)

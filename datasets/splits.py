@@ -8,7 +8,7 @@ from functools import partial
 from torch.utils.data import DataLoader
 
 from datasets.annotations import Annotations
-from datasets.categories import Categories, DifferentCategoriesError
+from datasets.categories import Categories, DifferentCategoriesError, one_line
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset, build_loader, check_dataset
 from util.config import ConfigDict, ConfigError, find_value
@@ -135,7 +135,7 @@ class Splits:
 def describe_names(names: list[str]) -> str:
     """How many classes, and as many of their names as fit."""
     shown = []
-    for name in names:
+    for name in map(one_line, names):
         if len(", ".join([*shown, name])) > WIDTH:
             break
         shown.append(name)

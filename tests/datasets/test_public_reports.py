@@ -152,6 +152,11 @@ def swallowed(file, split):
     file["info"] = {"file_name": "x", "deep": [{"image_id": 3}]}
 
 
+def flat_polygons(file, split):
+    polygons(file, split)
+    each(file["annotations"], segmentation=lambda entry: entry["segmentation"][0], bbox=[])
+
+
 NOTHING = ()
 READABLE = {
     "as it should be": (lambda file, split: None, NOTHING),
@@ -179,6 +184,7 @@ READABLE = {
     "areas that are no numbers": (objects(area=float("nan")), "12 areas that no object"),
     "boxes as text": (objects(bbox=lambda e: [str(number) for number in e["bbox"]]), NOTHING),
     "polygons alone": (polygons, "12 objects without a box .*: boxed by their outline"),
+    "flat polygons and empty boxes": (flat_polygons, "12 objects without a box"),
     "masks alone": (masks, "12 objects without a box"),
     "file names in objects": (objects(file_name="0001.jpg", info={"a": 1}, attributes={"image_id": 3}), NOTHING),
     "image ids in images": (images(image_id=7, bbox=[1, 2, 3, 4]), NOTHING),
@@ -192,6 +198,8 @@ READABLE = {
         images(file_name=lambda e: f"images\\{e['file_name']}"),
         r"3 file names.*images\\0001.jpg is",
     ),
+    "supercategories of nothing": (categories(supercategory=None), NOTHING),
+    "names for a console to stumble over": (categories(name=lambda e: f"\x1b[31m{'x' * 99}\n{e['id']}"), NOTHING),
     "absolute names": (images(file_name=lambda e: f"C:\\data\\{e['file_name']}"), "3 file names .* only one file"),
     "upper case": (images(file_name=lambda e: e["file_name"].upper()), "3 file names .*0001.JPG is 0001.jpg"),
     "one name twice": (categories(name=lambda e: "disc" if e["id"] != 2 else "box"), NOTHING),
@@ -281,6 +289,64 @@ def test_the_reports_own_files(file, tmp_path):
         assert file.parts[-3] in ("box-of-five", "no-truth-in-val", "blind")
 
 
+@pytest.mark.parametrize(
+    "outline",
+    [
+        {"size": [0, 0], "counts": "abc"},  # a decoder that divides by the size would end the process
+        {"size": [120, 160], "counts": [3, 4]},
+        {"size": [120, 160], "counts": [-1, 120 * 160 + 1]},
+        {"size": [120], "counts": [3]},
+        {"counts": "abc"},
+        [[1, 2, 3]],
+        [[1, 2, 3, 4]],
+        [["x"] * 6],
+        [],
+        None,
+        "polygon",
+        7,
+    ],
+)
+def test_what_is_no_outline_gives_no_box(tmp_path, outline):
+    def change(file, split):
+        without("bbox")(file, split)
+        each(file["annotations"], segmentation=outline)
+
+    found = read_annotations(write(tmp_path, change) / "annotations/instances_val2017.json")
+    assert len(found.boxes) == 0
+    (problem,) = found.problems
+    assert str(problem).startswith("12 entries without a usable bbox (four numbers) (annotations[0]: no bbox")
+
+
+def test_a_list_that_stands_there_twice_is_not_lost(tmp_path):
+    path = write(tmp_path) / "annotations/instances_val2017.json"
+    path.write_text(path.read_text()[:-1] + ', "annotations": []}')
+    with pytest.raises(ValueError, match="it has several 'annotations'"):
+        read_annotations(path)
+
+
+def test_objects_that_are_listed_twice_get_a_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+
+    def twice(file, split):
+        file["annotations"] += [entry | {"id": entry["id"] + 100} for entry in file["annotations"]]
+
+    assert validate([str(write(tmp_path, twice)), "--strict"]) == 1
+    assert re.search(
+        r"12 objects whose image, category and box are listed before: kept\n +annotations\[12\]", caplog.text
+    )
+
+
+def test_a_table_of_classes_stays_a_table(tmp_path):
+    change = READABLE["names for a console to stumble over"][0]
+    found = read_annotations(write(tmp_path, change) / "annotations/instances_val2017.json")
+    evaluator = CocoEvaluator(found)
+    for result, target in targets(found):
+        evaluator.update([result], [target])
+    lines = evaluator.evaluate(evaluator.detections()).table().splitlines()
+    assert len(lines) == 2 + 1 + 3
+    assert all(line.isprintable() and len(line) < 120 for line in lines)
+
+
 # ------------------------------------------------------------------------------------------------------- file names
 
 
@@ -297,7 +363,13 @@ def test_the_reports_own_files(file, tmp_path):
         (["one/a.jpg", "two/a.jpg"], "a.jpg", None),
         (["one/a.jpg", "two/a.jpg"], "TWO/a.jpg", "two/a.jpg"),
         (["a.jpg", "A.JPG"], "a.JPG", None),
+        (["a.jpg"], "https://host.org/images/a.jpg", "a.jpg"),
+        (["my a.jpg"], "upload%2Fmy%20a.jpg", "my a.jpg"),
+        (["a.jpg"], " a.jpg ", "a.jpg"),
+        (["a.jpg"], "a.JPEG", "a.jpg"),
+        (["a.jpg", "a.jpeg"], "A.jpg", None),
         (["a.png"], "a.jpg", None),
+        (["a.jpg"], "a", None),
         (["other/a.jpg"], "sub/a.jpg", None),
         (["a.jpg"], "../a.jpg", None),
         (["a.jpg"], "..\\a.jpg", None),
