@@ -211,7 +211,7 @@ def test_nothing_to_find_is_an_ap_of_none(config, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
     assert run(*command(config, tmp_path / "data", tmp_path / "out")) == 0
     assert [entry["test_AP"] for entry in entries(tmp_path / "out")] == [-1.0, -1.0]
-    assert read_checkpoint(tmp_path / "out/checkpoint_best_regular.pth")["epoch"] == 1  # the first; none is better
+    assert read_checkpoint(tmp_path / "out/checkpoint_best_regular.pth")["epoch"] == 2  # the newest; none is better
     assert read_checkpoint(tmp_path / "out/checkpoint.pth")["best"] == {"regular": -1.0, "ema": -1.0}
     assert (tmp_path / "out/vis/curves.png").is_file()
 
