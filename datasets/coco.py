@@ -1,33 +1,29 @@
 """Images and boxes of one split, ready for a model."""
 
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import Annotations
 from datasets.image_paths import leaves_folder
+from datasets.images import MAX_PIXELS, CorruptImageError, read_image
 from datasets.transforms import EvalTransform, Sample, TrainTransform
 
 log = logging.getLogger(__name__)
 
 
-class CorruptImageError(OSError):
-    """An image that cannot be read; the message names the file and what is wrong with it."""
-
-
 @dataclass(frozen=True)
 class Limits:
-    """How many unreadable images training bears: the section `data.corrupt` of a config.
+    """How many corrupt images training bears, which cannot be read or transformed: `data.corrupt` of a config.
 
     Attributes:
-        in_a_row: neighbours in the data set, before one that can be read.
+        in_a_row: neighbours in the data set, before one that can be used.
         files: different ones, in one run of one process.
     """
 
@@ -49,10 +45,11 @@ class DetectionDataset(Dataset):
         annotations: what is on the images.
         folder: where the images are.
         transform: TrainTransform or EvalTransform.
-        training: an unreadable image is replaced by the next one; in evaluation it has no sample.
+        training: a corrupt image is replaced by the next one; in evaluation it has no sample.
         seed: of the augmentation.
         cached: keep the encoded images in memory, shared with the workers.
-        limits: to unreadable images in training.
+        limits: to corrupt images in training.
+        max_pixels: width times height of the largest image that is read; larger ones count as corrupt.
     """
 
     def __init__(
@@ -64,9 +61,11 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         cached: bool = False,
         limits: Limits | None = None,
+        max_pixels: int = MAX_PIXELS,
     ):
         self.annotations, self.folder, self.transform = annotations, folder, transform
         self.training, self.seed, self.limits = training, seed, limits or Limits()
+        self.max_pixels = max_pixels
         self.cache = _Cache(self) if cached else None
 
     def __len__(self) -> int:
@@ -76,12 +75,12 @@ class DetectionDataset(Dataset):
         """Image and target.
 
         Returns:
-            (3, h, w) float, or None for an unreadable image in evaluation; and a dict with `labels` (T,), `boxes`
+            (3, h, w) float, or None for a corrupt image in evaluation; and a dict with `labels` (T,), `boxes`
             (T, 4) as cx, cy, w, h in (0, 1), `size`, `orig_size` (h, w), `image_id`, and `corrupt`: messages about
-            unreadable files. Crowd boxes are not among the objects; they stay in the annotations for evaluation.
+            corrupt images. Crowd boxes are not among the objects; they stay in the annotations for evaluation.
 
         Raises:
-            CorruptImageError: too many unreadable images in a row, in training.
+            CorruptImageError: too many corrupt images in a row, in training.
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         corrupt = []
@@ -96,8 +95,8 @@ class DetectionDataset(Dataset):
                 continue
             return image, {**target, "image_id": self._image_id(chosen), "corrupt": corrupt}
         listed = "\n  ".join(corrupt)
-        remedy = "`python -m datasets.validate` finds all of them; data.corrupt.in_a_row allows more"
-        raise CorruptImageError(f"{len(corrupt)} images in a row cannot be read; {remedy}:\n  {listed}")
+        remedy = "`python -m datasets.validate` finds all that cannot be read; data.corrupt.in_a_row allows more"
+        raise CorruptImageError(f"{len(corrupt)} images in a row cannot be read or transformed; {remedy}:\n  {listed}")
 
     def _image_id(self, index: int) -> Tensor:
         return torch.tensor(int(self.annotations.image_ids[index]))
@@ -110,7 +109,11 @@ class DetectionDataset(Dataset):
         labels = self.annotations.slots(rows)[single]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
         sample = Sample(image, corners, labels).clip_boxes()
-        tensor, target = self.transform(sample, rng).tensors()
+        try:
+            tensor, target = self.transform(sample, rng).tensors()
+        except Exception as error:  # of what kind it is cannot be told from that of a mistake in the transform
+            reason = f"{type(error).__name__}: {error}"
+            raise CorruptImageError(f"{self.path(index)}: cannot be transformed: {reason}") from error
         return tensor, {**target, "orig_size": torch.tensor([image.height, image.width])}
 
     def load_image(self, index: int) -> Image.Image:
@@ -121,12 +124,8 @@ class DetectionDataset(Dataset):
         """
         path = self.path(index)
         listed = tuple(int(side) for side in self.annotations.sizes[index][::-1])
-        try:
-            image = _decoded(self.cache.read(index) if self.cache else path.read_bytes(), listed)
-        except UnidentifiedImageError as error:
-            raise CorruptImageError(f"{path}: cannot be read: not an image of a known format") from error
-        except Exception as error:  # decoders raise whatever comes to their mind on damaged files
-            raise CorruptImageError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+        encoded = self.cache.read(index) if self.cache else None
+        image = read_image(path, listed, self.max_pixels, encoded or None)  # what the cache lacks says why
         if image.size != listed and all(listed):
             raise CorruptImageError(f"{path}: is {image.size} pixels large, its annotations say {listed}")
         return image
@@ -137,28 +136,6 @@ class DetectionDataset(Dataset):
         if leaves_folder(name):
             raise CorruptImageError(f"{self.folder / name}: leads out of the image folder {self.folder}")
         return self.folder / name
-
-
-def _decoded(encoded: bytes, listed: tuple[int, int]) -> Image.Image:
-    """An image of any mode as RGB, turned by its EXIF entry unless it has the listed width and height without."""
-    if not encoded:
-        raise ValueError("the file is empty, or was not there when the images were cached")
-    image = Image.open(io.BytesIO(encoded))
-    image.load()
-    if image.mode == "F":
-        raise ValueError("its pixels are fractions of an unknown range; save it with 8 or 16 bits")
-    if image.size != listed:
-        image = ImageOps.exif_transpose(image)
-    return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16 bits are scaled, not cut; transparency is dropped."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 class _Cache:

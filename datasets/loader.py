@@ -14,6 +14,7 @@ from datasets.categories import Categories
 from datasets.checks import Problem, check_boxes
 from datasets.coco import CorruptImageError, DetectionDataset, Limits
 from datasets.image_paths import check_files, located
+from datasets.images import MAX_PIXELS
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from datasets.transforms import EvalTransform, TrainTransform
@@ -41,9 +42,9 @@ class Batch:
     """What a loader yields.
 
     Attributes:
-        images: None when none of the batch's images could be read.
+        images: None when none of the batch's images could be used.
         targets: one dict per image, see DetectionDataset.
-        corrupt: messages about files that could not be read.
+        corrupt: messages about images that could not be read or transformed.
     """
 
     images: ImageBatch | None
@@ -71,7 +72,7 @@ class Batch:
 
 
 class BoundedLoader(DataLoader):
-    """Stops a training in which too many different images turn out to be unreadable."""
+    """Stops a training in which too many different images turn out to be corrupt."""
 
     def __init__(self, dataset: DetectionDataset, **options):
         self.corrupt = {}
@@ -82,8 +83,8 @@ class BoundedLoader(DataLoader):
             self.corrupt.update(dict.fromkeys(batch.corrupt))
             if self.dataset.training and len(self.corrupt) > self.dataset.limits.files:
                 listed = "\n  ".join(["; the first:", *self.corrupt][: SHOWN + 1])
-                remedy = "`python -m datasets.validate` finds all of them; data.corrupt.files allows more"
-                raise CorruptImageError(f"{len(self.corrupt)} images cannot be read; {remedy}{listed}")
+                remedy = "`python -m datasets.validate` finds all that cannot be read; data.corrupt.files allows more"
+                raise CorruptImageError(f"{len(self.corrupt)} images cannot be read or transformed; {remedy}{listed}")
             yield batch
 
 
@@ -129,6 +130,9 @@ def build_dataset(
     """
     data = cfg.data
     limits = call_with_config(Limits, data.get("corrupt", {}), where=f"{node_location(data)}.corrupt")
+    max_pixels = data.get("max_pixels", MAX_PIXELS)
+    if type(max_pixels) is not int or max_pixels < 1:
+        raise ConfigError(f"{node_location(data)}: max_pixels={max_pixels!r} must be a whole number, 1 or more")
     file, images = find_split(cfg, split)
     try:
         annotations = located(read_annotations(file, data.categories, unlisted), images)
@@ -137,7 +141,7 @@ def build_dataset(
     training = split == "train"
     rules, transform = ("augment", TrainTransform) if training else ("resize", EvalTransform)
     transform = call_with_config(transform, data[rules], where=f"{node_location(data)}.{rules}")
-    return DetectionDataset(annotations, images, transform, training, seed, cached, limits)
+    return DetectionDataset(annotations, images, transform, training, seed, cached, limits, max_pixels)
 
 
 def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Problem]:

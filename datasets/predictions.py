@@ -1,6 +1,5 @@
 """Detections on images without annotations, as a COCO file and as drawings."""
 
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from datasets.categories import Categories
 from datasets.image_files import InputImage
+from datasets.images import OutputNames
 from util.reporting.plots import Box, draw_boxes
 
 
@@ -46,7 +46,7 @@ class Predictions:
 
     def __init__(self, categories: Categories, folder: Path, drawn: bool = True):
         self.categories, self.folder, self.drawn = categories, folder, folder / "drawn" if drawn else None
-        self.images, self.annotations, self.taken = [], [], set()
+        self.images, self.annotations, self.names = [], [], OutputNames(folder / "drawn")
         self.video = self.video_of = None
         (self.drawn or folder).mkdir(parents=True, exist_ok=True)
 
@@ -64,22 +64,15 @@ class Predictions:
 
     def _draw(self, source: InputImage, drawing: Image.Image):
         if source.frame is None:
-            drawing.save(self._free(source.path, ".jpg"), quality=92)
+            drawing.save(f"{self.names.place(source.path, source.root)}.jpg", quality=92)
             return
         import cv2
 
         if self.video_of != source.path:
             self._end_video()
-            name, code = str(self._free(source.path, ".mp4")), cv2.VideoWriter_fourcc(*"mp4v")
+            name, code = f"{self.names.place(source.path, source.root)}.mp4", cv2.VideoWriter_fourcc(*"mp4v")
             self.video, self.video_of = cv2.VideoWriter(name, code, source.rate, drawing.size), source.path
         self.video.write(np.ascontiguousarray(np.asarray(drawing)[:, :, ::-1]))
-
-    def _free(self, path: Path, suffix: str) -> Path:
-        """A name that no other image of this run has."""
-        names = (f"{path.stem}{more}{suffix}" for more in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-        name = next(name for name in names if name not in self.taken)
-        self.taken.add(name)
-        return self.drawn / name
 
     def _end_video(self):
         if self.video is not None:

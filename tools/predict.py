@@ -4,7 +4,7 @@ usage: python tools/predict.py --checkpoint CHECKPOINT IMAGE|FOLDER|PATTERN|VIDE
                                [--output_dir DIR] [--score S] [--classes NAME ...] [--batch_size N] ...
 
 The model and its classes come from the checkpoint alone. The papers' own files hold no config: name it with -c.
-In Python: `predictor = Predictor("best.pth"); found = predictor([image])[0]; predictor.draw(image, found)`.
+In Python: `predictor = Predictor("best.pth"); (found,) = predictor("photo.jpg"); predictor.draw("photo.jpg", found)`.
 """
 
 import argparse
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from datasets.categories import COCO, Categories
-from datasets.coco import CorruptImageError
-from datasets.image_files import InputImage, find_image_files, read_images
+from datasets.image_files import InputImage, as_image, find_image_files, read_images
+from datasets.images import MAX_PIXELS, CorruptImageError
 from datasets.predictions import Found, Predictions, draw_found
 from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
@@ -62,6 +62,7 @@ class Predictor:
         amp: compute in bfloat16, or float16 on GPUs that lack it.
         mode: "eager"; "compiled", by PyTorch's compiler; "graphed", as CUDA graphs (util.tensors.cuda_graphs). The
             latter two take long on the first batch of every size, and serve eight sizes.
+        max_pixels: width times height of the largest image that is read of a file.
 
     Raises:
         CheckpointError, ConfigError: as in `restore_detector`, and for a class that the model does not know.
@@ -79,6 +80,7 @@ class Predictor:
         device: str | None = None,
         amp: bool = False,
         mode: str = "eager",
+        max_pixels: int = MAX_PIXELS,
     ):
         if mode not in MODES:
             raise ValueError(f"mode='{mode}' is none of {', '.join(MODES)}")
@@ -88,17 +90,30 @@ class Predictor:
         resize = self.model.cfg.data.resize
         self.transform = call_with_config(EvalTransform, resize, where=node_location(resize))
         self.categories = categories_of(self.model.categories, self.model.cfg)
-        self.score = score
+        self.score, self.max_pixels = score, max_pixels
         self.wanted = np.array(sorted(chosen_slots(self.categories, classes)))
 
     @torch.inference_mode()
-    def __call__(self, images: list[Image.Image]) -> list[Found]:
-        """Detects on one batch of RGB images.
+    def __call__(self, images) -> list[Found]:
+        """Detects on one batch.
+
+        Args:
+            images: one image or many, as a list, a tuple or an iterator: paths (str or Path), PIL images of any mode,
+                arrays (H, W, 3) of uint8, tensors (3, H, W) of uint8 or floats in 0..1. See
+                datasets.image_files.as_image. Boxes are in the pixels of the upright image.
+
+        Returns:
+            what was found on each, in a list; for one image, too.
 
         Raises:
-            ValueError: an image is too narrow to be resized.
+            CorruptImageError: a file that cannot be used.
+            TypeError, ValueError: what is no image; the message says what was given and what is taken.
             CaptureError: a model that no CUDA graph can hold.
         """
+        several = isinstance(images, list | tuple | Iterator)
+        images = [as_image(image, self.max_pixels) for image in (images if several else [images])]
+        if not images:
+            return []
         sizes = torch.tensor([(image.height, image.width) for image in images])
         tensors = [self._prepared(image).to(self.precision.device) for image in images]
         with self.precision.autocast():
@@ -114,9 +129,9 @@ class Predictor:
         kept = (scores >= self.score) & np.isin(slots, self.wanted)
         return Found(boxes[kept].astype(float), scores[kept].astype(float), slots[kept])
 
-    def draw(self, image: Image.Image, found: Found) -> Image.Image:
-        """A copy of the image with boxes, classes and scores on it; the surest on top."""
-        return draw_found(image, found, self.categories)
+    def draw(self, image, found: Found) -> Image.Image:
+        """A copy of an image, given as one is detected on, with boxes, classes and scores on it; the surest on top."""
+        return draw_found(as_image(image, self.max_pixels), found, self.categories)
 
 
 def categories_of(stored: dict[str, list] | None, cfg: ConfigDict) -> Categories:
@@ -141,8 +156,23 @@ def chosen_slots(categories: Categories, classes: list[str] | None) -> set[int]:
     return {known[name] for name in classes} if classes else set(categories.slots.values())
 
 
-def predict(predictor: Predictor, paths: list[Path], predictions: Predictions, batch_size: int = 1) -> list[str]:
-    """Detects on all images and hands them to `predictions`; returns what is wrong with those that were skipped."""
+def predict(
+    predictor: Predictor,
+    paths: dict[Path, Path | None],
+    predictions: Predictions,
+    batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> list[str]:
+    """Detects on all images and hands them to `predictions`.
+
+    Args:
+        paths: as find_image_files gives them.
+        batch_size: images that are detected on at once.
+        max_pixels: width times height of the largest image that is read.
+
+    Returns:
+        what is wrong with those that were skipped.
+    """
     skipped = []
 
     def skip(problem: str):
@@ -150,9 +180,9 @@ def predict(predictor: Predictor, paths: list[Path], predictions: Predictions, b
         log.warning("skipped %s", problem)
 
     def read_all() -> Iterator[InputImage]:
-        for path in tqdm(paths, disable=None, leave=False):
+        for path, root in tqdm(paths.items(), disable=None, leave=False):
             try:
-                yield from read_images(path)
+                yield from read_images(path, root, max_pixels)
             except CorruptImageError as error:
                 skip(str(error))
 
@@ -184,7 +214,12 @@ MODE_HELP = (
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="files, folders, patterns ('a/**/*.jpg'), videos with OpenCV")
+    add(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders with their sub-folders, patterns ('a/**/*.jpg'), videos with OpenCV",
+    )
     add("--checkpoint", required=True, metavar="FILE|URL")
     add(
         "-c", "--config_file", metavar="FILE", help="instead of the config in the checkpoint; the papers' files need it"
@@ -200,6 +235,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--score", type=float, default=0.3, metavar="S", help="leave out detections below it (default: 0.3)")
     add("--classes", nargs="+", metavar="NAME", help="leave out other classes; names or category ids")
     add("--batch_size", type=int, default=1, metavar="N", help="more is faster on a GPU; images are then padded")
+    add(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"images of more pixels are skipped (default: {MAX_PIXELS}, Pillow's limit)",
+    )
     add("--json_only", action="store_true", help="draw nothing")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--amp", action="store_true", help="compute in bfloat16, or float16 on GPUs that lack it")
@@ -240,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     predictions = Predictions(predictor.categories, args.output_dir, drawn=not args.json_only)
     try:
-        skipped = predict(predictor, find_image_files(args.images), predictions, args.batch_size)
+        files = find_image_files(args.images, without=args.output_dir)
+        skipped = predict(predictor, files, predictions, args.batch_size, args.max_pixels)
     except CaptureError as error:
         log.error("--mode graphed: %s", error)
         return 2

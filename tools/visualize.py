@@ -20,6 +20,15 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from datasets.images import (
+    MAX_PIXELS,
+    CorruptImageError,
+    OutputNames,
+    check_found,
+    find_files,
+    image_suffixes,
+    read_image,
+)
 from datasets.loader import build_dataset
 from datasets.transforms import EvalTransform
 from models.detector import Detector
@@ -68,17 +77,19 @@ def chosen_layers(known: list[str], asked: list[str] | None) -> list[str]:
     return [name for names in stages if names for name in dict.fromkeys((names[0], names[-1]))]
 
 
-def look_at_images(args: argparse.Namespace):
-    """The command `trace_image`."""
+def look_at_images(args: argparse.Namespace) -> int:
+    """The command `look`; returns 0, or 1 if not one image could be used."""
     restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options))
     if not isinstance(restored.detector, Detector):
         raise ConfigError(f"{args.checkpoint}: a {type(restored.detector).__name__} has no attention to look at")
     transform = EvalTransform(**restored.cfg.data.resize)
-    for path in args.images:
+    files, names, drawn = find_files(args.images, image_suffixes(), args.output_dir), OutputNames(args.output_dir), 0
+    for path, root in files.items():
         try:
-            image = Image.open(path).convert("RGB")
-        except OSError as error:
-            log.warning("%s: cannot be read: %s", path, error)
+            check_found(path, image_suffixes())
+            image = read_image(path, max_pixels=args.max_pixels)
+        except CorruptImageError as error:
+            log.warning("skipped %s", error)
             continue
         found = trace_image(restored.detector, image, transform)
         total = found.output.boxes.shape[1]
@@ -86,13 +97,16 @@ def look_at_images(args: argparse.Namespace):
         if unknown:
             raise ConfigError(f"--queries {unknown}: this model has the queries 0 to {total - 1}")
         queries = args.queries or best_queries(found.output.answer, args.best)
+        place = names.place(path, root)
         for name, sheet in drawings(image, found, queries, args.layers).items():
-            sheet.save(args.output_dir / f"{path.stem}_{name}.png")
-            log.info("%s", args.output_dir / f"{path.stem}_{name}.png")
+            sheet.save(f"{place}_{name}.png")
+            log.info("%s", f"{place}_{name}.png")
+        drawn += 1
+    return 0 if drawn else 1
 
 
-def browse(args: argparse.Namespace):
-    """The command `browse`."""
+def browse(args: argparse.Namespace) -> int:
+    """The command `browse`; returns 0."""
     options = parse_options(args.options) | ({"data.root": args.coco_path} if args.coco_path else {})
     dataset = build_dataset(load_config(args.config_file, options), "train", args.seed)
     indices = np.linspace(0, len(dataset) - 1, min(args.num_images, len(dataset))).astype(int).tolist()
@@ -100,6 +114,7 @@ def browse(args: argparse.Namespace):
         path = args.output_dir / f"augmented_{start // args.rows:02d}.png"
         draw_augmented(dataset, indices[start : start + args.rows], args.epochs).save(path)
         log.info("%s", path)
+    return 0
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -110,8 +125,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shared.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config")
     shared.add_argument("--output_dir", type=writable_folder, default="output/visualize")
     one = commands.add_parser("look", parents=[shared], help="what a detector looks at")
-    one.add_argument("images", nargs="+", type=Path)
+    one.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files, folders with their sub-folders, patterns ('a/**/*.jpg')"
+    )
     one.add_argument("--checkpoint", required=True)
+    one.add_argument(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"images of more pixels are skipped; default {MAX_PIXELS}, Pillow's limit",
+    )
     one.add_argument("--queries", nargs="+", type=int, metavar="N", help="default: the surest ones")
     one.add_argument("--best", type=int, default=3, help="how many of the surest; default 3")
     one.add_argument(
@@ -128,13 +152,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(args: argparse.Namespace):
+def main(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args.command(args)
+    return args.command(args)
 
 
 if __name__ == "__main__":
     try:
-        main(parse_arguments())
+        sys.exit(main(parse_arguments()))
     except (CheckpointError, ConfigError) as problem:
         sys.exit(str(problem))

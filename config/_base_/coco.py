@@ -16,4 +16,5 @@ data = dict(
     ),
     resize=dict(scale=800, max_size=1333),
     corrupt=dict(in_a_row=10, files=100),
+    max_pixels=89_478_485,
 )
