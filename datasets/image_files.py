@@ -102,7 +102,7 @@ def as_image(given: str | PathLike | Image.Image | np.ndarray | torch.Tensor, ma
         max_pixels: width times height of the largest image that is read of a file.
 
     Raises:
-        CorruptImageError: a file that cannot be used.
+        CorruptImageError: a file that cannot be used, or a PIL image that was opened from one.
         TypeError, ValueError: anything else; the message says what was given and what is taken.
     """
     if isinstance(given, str | PathLike):
@@ -111,8 +111,9 @@ def as_image(given: str | PathLike | Image.Image | np.ndarray | torch.Tensor, ma
         try:
             return upright_rgb(given)
         except Exception as error:  # a file that Pillow opened is decoded now
-            name = getattr(given, "filename", "") or f"a PIL image of mode {given.mode}, {given.width}x{given.height}"
-            raise CorruptImageError(f"{name}: cannot be read: {error}") from error
+            if file := getattr(given, "filename", ""):
+                raise CorruptImageError(f"{file}: cannot be read: {error}") from error
+            raise ValueError(f"a PIL image of mode {given.mode}, {given.size}, is no image: {error}") from error
     if isinstance(given, np.ndarray):
         said, fits = f"a numpy array {given.shape} of {given.dtype}", given.ndim == 3 and given.shape[2] == 3
         kind = given.dtype == np.uint8

@@ -48,7 +48,10 @@ TIED = re.compile(r"(serial_blocks\d\.\d+|parallel_blocks\.\d+)\.(cpe|mlp[34]|fa
 
 
 class PatchEmbed(nn.Module):
-    """Patches of `size` x `size` cells become one token; what is left over at the right and the bottom is dropped."""
+    """Patches of `size` x `size` cells become one token; what is left over at the right and the bottom is dropped.
+
+    A map that is narrower than a patch is padded with zeros to one.
+    """
 
     def __init__(self, in_channels: int, channels: int, size: int):
         super().__init__()
@@ -57,7 +60,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C', H', W') -> tokens (B, H * W, C), row by row, and (H, W)."""
-        x = self.proj(x)
+        below, right = (max(0, self.proj.stride[0] - side) for side in x.shape[-2:])
+        x = self.proj(F.pad(x, (0, right, 0, below)) if right or below else x)
         return self.norm(x.flatten(2).transpose(1, 2)), (x.shape[-2], x.shape[-1])
 
 

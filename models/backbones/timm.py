@@ -67,7 +67,9 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stride, finest first."""
         height, width = images.shape[-2:]
-        maps = self.body(F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor)))
+        # To whole divisors, and an image that is narrower than a cell of the coarsest map to one cell.
+        right, below = (max(-side % self.divisor, self.strides[-1] - side) for side in (width, height))
+        maps = self.body(F.pad(images, (0, right, 0, below)))
         # Rounded up: all that a map holds of the image. Without padding nothing is cut.
         return [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, self.strides, strict=True)]
 
