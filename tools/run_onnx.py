@@ -23,8 +23,8 @@ import numpy as np
 import onnxruntime
 from PIL import ExifTags, Image, ImageDraw, ImageFile, UnidentifiedImageError
 
-# -------------------------- images, word for word as in datasets/images.py, so that they are read as in training: change
-# both, and tests/tools/test_run_onnx.py compares them
+# ------------------------------------------------------------------------------------------------------------ images
+# Word for word as in datasets/images.py, so that images are read as in training; tests/tools/test_run_onnx.py compares.
 
 MAX_PIXELS = 89_478_485
 """Width times height of the largest image that is read where nothing else is said: Pillow's own limit."""

@@ -53,6 +53,17 @@ def test_maps_are_as_announced_in_any_layout_and_precision(backbone):
         assert (a - c.float()).norm() < 0.1 * a.norm()
 
 
+@pytest.mark.parametrize("size", [(1, 208), (208, 1), (20, 208)])
+def test_narrow_images_have_maps(backbone, size):
+    """Of a cell at least, and none that is not in the image."""
+    with torch.inference_mode():
+        maps = backbone(torch.randn(1, 3, *size))
+    for x, stride in zip(maps, (8, 16, 32), strict=True):
+        assert x.isfinite().all()
+        for cells, side in zip(x.shape[2:], size, strict=True):
+            assert max(1, side // stride) <= cells <= math.ceil(side / stride)
+
+
 def test_every_weight_learns(backbone):
     backbone.train()
     sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 96))).backward()

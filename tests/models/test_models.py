@@ -133,6 +133,20 @@ def test_training_lowers_the_loss(path):
     assert sum(totals[-3:]) < 0.8 * sum(totals[:3])
 
 
+@pytest.mark.parametrize("sizes", [[(208, 1)], [(1, 208)], [(1, 208), (64, 96)]])
+def test_narrow_images_are_learnt_and_detected_on(sizes):
+    cfg = shrunk(ROOT / "config/small/lite_dino_r18_shapes.py")
+    torch.manual_seed(0)
+    detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+    images, targets = make_images(*sizes), objects(len(sizes), 5)
+    losses, _ = criterion(detector(images, targets), targets)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+    with torch.no_grad():
+        found = build_postprocessor(cfg)(detector.eval()(images), torch.tensor(sizes))
+    assert all(result["boxes"].isfinite().all() and result["scores"].isfinite().all() for result in found)
+
+
 @pytest.mark.parametrize(
     "name",
     [
