@@ -137,6 +137,44 @@ def test_unreadable_images_are_replaced_in_training_and_reported(folder, cached)
         dataset(root, cached=cached)[1]
 
 
+class Picky(EvalTransform):
+    """Cannot take what is wide."""
+
+    def __call__(self, sample, rng):
+        if sample.image.width > 40:
+            raise KeyError("too wide")
+        return super().__call__(sample, rng)
+
+
+def test_images_that_cannot_be_transformed_are_corrupt(folder):
+    root = folder({"images": [{"id": i, "file_name": f"{i}.png", "width": 0, "height": 0} for i in range(3)]})
+    Image.new("RGB", (41, 30)).save(root / "train2017/1.png")
+    said = f"{root}/train2017/1.png: cannot be transformed: KeyError: 'too wide'"
+    _, target = dataset(root, transform=Picky(30, 40))[1]
+    assert (target["image_id"].item(), target["corrupt"]) == (2, [said])
+    image, target = dataset(root, training=False, transform=Picky(30, 40))[1]
+    assert (image, target["image_id"].item(), target["corrupt"]) == (None, 1, [said])
+
+
+def test_a_mistake_in_a_transform_ends_a_training(folder):
+    def mistaken(sample, rng):
+        return sample.resise(30)
+
+    with pytest.raises(CorruptImageError, match=r"(?s)10 images.*png: cannot be transformed: AttributeError: .*resise"):
+        dataset(folder(), transform=mistaken)[1]
+
+
+def test_larger_images_than_the_config_allows_are_corrupt(folder):
+    options = {"data.root": str(folder()), "data.max_pixels": 1199}
+    config = "config/small/lite_dino_r18_shapes.py"
+    with pytest.raises(CorruptImageError, match="40 x 30 are 1200 pixels, and more than 1199 are refused"):
+        build_dataset(load_config(config, options), "train").load_image(0)
+    build_dataset(load_config(config, options | {"data.max_pixels": 1200}), "train").load_image(0)
+    for wrong in (0, "many", 1e9):
+        with pytest.raises(ConfigError, match="data: max_pixels=.* must be a whole number, 1 or more"):
+            build_dataset(load_config(config, options | {"data.max_pixels": wrong}), "train")
+
+
 QUARTERS = np.zeros((30, 40, 3), np.uint8)  # four colours, no two corners alike
 QUARTERS[:15, :20], QUARTERS[:15, 20:], QUARTERS[15:, :20], QUARTERS[15:, 20:] = (
     (200, 40, 40), (40, 200, 40), (40, 40, 200), (220, 220, 60),
@@ -251,6 +289,36 @@ def test_resizing_keeps_the_limits(width, height, scale, limit):
             width, height
         )  # rounding of the shorter side
         assert min(new_width, new_height) <= scale
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "limit", "resized"),
+    [
+        ((1, 3000), 800, 1333, (1, 1333)),
+        ((3000, 1), 800, 1333, (1333, 1)),
+        ((2, 3000), 800, 1333, (1, 1333)),  # 1500 as the papers' code has it
+        ((11, 3000), 800, 1333, (5, 1333)),  # 1363
+        ((1, 10**6), 128, 208, (1, 208)),
+        ((640, 278), 800, 1333, (1332, 579)),
+        ((640, 51), 800, 1333, (1330, 106)),
+        ((640, 46), 800, 1333, (1335, 96)),  # 14 to 1: as the papers' code has it
+        ((1, 1), 800, 1333, (800, 800)),
+    ],
+)
+def test_sizes_of_narrow_images(size, scale, limit, resized):
+    assert resized_shape(*size, scale, limit) == resized
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2, 30000), (1, 1), (39, 640)])
+def test_narrow_images_are_augmented_within_bounds(size):
+    transform = TrainTransform((480, 800), 1333, {"scales": (400, 600), "min_size": 384, "max_size": 600})
+    sample = Sample(Image.new("RGB", size), np.float32([[0, 0, *size]]), np.zeros(1, np.int64))
+    for seed in range(12):
+        out = transform(sample, np.random.default_rng(seed))
+        assert 1 <= min(out.image.size) <= max(out.image.size) <= 1333
+        tensor, target = out.tensors()
+        assert tensor.shape == (3, *out.image.size[::-1])
+        torch.testing.assert_close(target["boxes"], torch.tensor([[0.5, 0.5, 1, 1]]))
 
 
 def test_known_sizes():

@@ -17,8 +17,9 @@ import tools.predict
 from datasets.annotations import read_annotations
 from datasets.categories import COCO, Categories
 from datasets.image_files import find_image_files, read_images
+from datasets.images import CorruptImageError
 from datasets.predictions import Found
-from datasets.shapes import make_shapes
+from datasets.shapes import draw_image, make_shapes
 from models import build_detector
 from models.restore import restore_detector
 from tests.harness import fake_graphs
@@ -35,7 +36,7 @@ SMALL = {"data.resize.scale": 64, "data.resize.max_size": 96}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three images that can be used, and three that cannot."""
+    """Four images that can be used, one of them a line, and one that cannot."""
     root = tmp_path_factory.mktemp("data")
     make_shapes(root, train=1, val=3)
     val = root / "val2017"
@@ -67,17 +68,21 @@ def test_a_folder_becomes_json_and_drawings(folder, checkpoint, tmp_path, capsys
     arguments = ["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path), "--score", "0", "--batch_size", "4"]
     assert main([*arguments, "--device", "cpu", str(folder), "nowhere.jpg"]) == 0
     found = predicted(tmp_path)
-    assert [Path(image["file_name"]).name for image in found["images"]] == sorted(p.name for p in folder.glob("0*.jpg"))
+    names = [*sorted(path.name for path in folder.glob("0*.jpg")), "narrow.png"]
+    assert [image["file_name"] for image in found["images"]] == names
     assert {entry["category_id"] for entry in found["annotations"]} <= {1, 2, 3, 4, 9}
-    assert {entry["image_id"] for entry in found["annotations"]} == {1, 2, 3}
-    skipped = re.findall(r"skipped (\S+): ", capsys.readouterr().out)
-    assert {Path(path).name for path in skipped} == {"broken.jpg", "nowhere.jpg", "narrow.png"}
+    assert {entry["image_id"] for entry in found["annotations"]} == {1, 2, 3, 4}
+    skipped = re.findall(r"skipped (\S+: .*)", capsys.readouterr().out)
+    assert skipped == [
+        f"{folder}/broken.jpg: cannot be read: not an image of a known format",
+        "nowhere.jpg: cannot be read: No such file or directory",
+    ]
     read = read_annotations(tmp_path / "predictions.json")  # is an annotation file too
-    assert [read.name(index) for index in range(3)] == [image["file_name"] for image in found["images"]]
+    assert [read.name(index) for index in range(4)] == names
     first = found["images"][0]
-    with Image.open(tmp_path / "drawn" / Path(first["file_name"]).name) as drawn:
+    with Image.open(tmp_path / "drawn" / names[0]) as drawn:
         assert drawn.size == (first["width"], first["height"])
-        with Image.open(first["file_name"]) as original:
+        with Image.open(folder / names[0]) as original:
             assert np.abs(np.asarray(drawn.convert("RGB"), float) - np.asarray(original, float)).max() > 50
 
 
@@ -132,6 +137,88 @@ def test_images_of_one_name_are_drawn_side_by_side(checkpoint, folder, tmp_path)
     pattern = [str(tmp_path / "**" / "*.jpg"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["--checkpoint", str(checkpoint), *pattern]) == 0
     assert sorted(path.name for path in (tmp_path / "out/drawn").iterdir()) == ["same-2.jpg", "same.jpg"]
+
+
+def test_equal_names_in_sub_folders_are_told_apart(checkpoint, folder, tmp_path):
+    source, root = sorted(folder.glob("0*.jpg"))[0], tmp_path / "in"
+    names = ["._same.jpg", "a/SAME.JPG", "a/same.jpg", "b/same.jpg", "b/same.png", "same.jpg"]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(source.read_bytes())
+    arguments = ["--checkpoint", str(checkpoint), "--device", "cpu", "--output_dir", str(root / "out"), str(root)]
+    for _ in range(2):  # what was written is not read the second time
+        assert main(arguments) == 0
+        assert [image["file_name"] for image in predicted(root / "out")["images"]] == names[1:]
+    drawn = sorted(str(path.relative_to(root / "out/drawn")) for path in (root / "out/drawn").rglob("*.jpg"))
+    assert drawn == ["a/SAME.jpg", "a/same.jpg", "b/same-2.jpg", "b/same.jpg", "same.jpg"]
+
+
+def test_a_folder_without_images_and_images_that_are_too_large(checkpoint, folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    arguments = ["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*arguments, str(tmp_path / "empty"), str(folder / "narrow.png"), "--max_pixels", "3999"]) == 1
+    said = capsys.readouterr().out
+    assert f"skipped {tmp_path}/empty: a folder without images" in said
+    assert "narrow.png: cannot be read: 4000 x 1 are 4000 pixels, and more than 3999 are refused" in said
+    assert main([*arguments, str(folder / "narrow.png"), "--max_pixels", "4000"]) == 0
+
+
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory):
+    """An image that lies on its side, as phones store them; and how it is meant."""
+    pixels = np.asarray(draw_image(np.random.default_rng(3))[0])
+    path = tmp_path_factory.mktemp("phone") / "phone.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(pixels)).save(path, exif=exif)
+    return path, pixels
+
+
+def test_an_image_is_the_same_in_all_ways_to_give_it(checkpoint, phone):
+    path, pixels = phone
+    predictor = Predictor(checkpoint, score=0.0, device="cpu")
+    (expected,) = predictor([Image.fromarray(pixels)])
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    with Image.open(path) as opened:
+        ways = [str(path), path, opened, Image.fromarray(pixels).convert("RGBA"), pixels, tensor]
+        ways += [tensor / 255, (tensor / 255).double(), pixels[:, ::-1][:, ::-1]]
+        many = [predictor(ways[:4]), predictor(tuple(ways[:4])), predictor(way for way in ways[:4])]
+        for way in ways:
+            (found,) = predictor(way)
+            assert np.array_equal(found.boxes, expected.boxes)
+            assert np.array_equal(found.scores, expected.scores)
+            assert np.array_equal(
+                np.asarray(predictor.draw(way, expected)), np.asarray(predictor.draw(pixels, expected))
+            )
+    for batch in many:
+        assert len(batch) == 4
+        np.testing.assert_allclose([found.scores for found in batch], [expected.scores] * 4, rtol=0, atol=1e-4)
+    assert predictor([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        (None, TypeError, "NoneType None is no image; taken are paths, PIL images, numpy arrays (H, W, 3) of uint8"),
+        (b"bytes", TypeError, "bytes b'bytes' is no image"),
+        ({"a.jpg": 1}, TypeError, "dict {'a.jpg': 1} is no image"),
+        (np.zeros((4, 4, 3)), TypeError, "a numpy array (4, 4, 3) of float64 is no image"),
+        (np.zeros((4, 4), np.uint8), ValueError, "a numpy array (4, 4) of uint8 is no image"),
+        (np.zeros((2, 4, 4, 3), np.uint8), ValueError, "a numpy array (2, 4, 4, 3) of uint8 is no image"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "a numpy array (0, 4, 3) of uint8 is no image"),
+        (torch.zeros(4, 4, 3), ValueError, "a tensor (4, 4, 3) of torch.float32 is no image"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), TypeError, "a tensor (3, 4, 4) of torch.int64 is no image"),
+        (torch.full((3, 4, 4), 255.0), ValueError, "of torch.float32 from 255 to 255 is no image"),
+        (torch.full((3, 4, 4), torch.nan), ValueError, "of torch.float32 from nan to nan is no image"),
+        (Image.new("F", (4, 3)), ValueError, "a PIL image of mode F, (4, 3), is no image: its pixels are fractions"),
+        ("absent.jpg", CorruptImageError, "absent.jpg: cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_image_is_told_what_is(checkpoint, given, kind, said):
+    predictor = Predictor(checkpoint, device="cpu")
+    for images in (given, [given]):
+        with pytest.raises(kind, match=re.escape(said)):
+            predictor(images)
 
 
 def test_files_are_taken_once_and_names_with_brackets_are_no_patterns(tmp_path):
