@@ -137,6 +137,10 @@ def test_from_a_checkpoint_to_detections_without_this_project(tmp_path):
         wanted = OnImage(detector, build_postprocessor(cfg), (64, 96))(pixels)
     for found, expected in zip(run_file(tmp_path / "best.onnx", pixels), wanted, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    for line in (example_image(1, 90), example_image(90, 1)):
+        with torch.no_grad():
+            expected = OnImage(detector, build_postprocessor(cfg), (64, 96))(line)
+        assert difference(run_file(tmp_path / "best.onnx", line), expected, 90) < TOLERANCE
     Image.fromarray(pixels.numpy()).save(tmp_path / "waves.png")
     shutil.copy(ROOT / "tools/run_onnx.py", tmp_path)
     command = ["run_onnx.py", "best.onnx", "waves.png", "--score", f"{wanted[0][2] - 1e-4}", "--output_dir", "drawn"]

@@ -143,6 +143,28 @@ def test_the_command_line_from_a_checkpoint(tmp_path, pixels, caplog):
         chosen_layers(["a.b"], ["encoder.layers.9"])
 
 
+def test_phones_folders_and_narrow_images_are_looked_at(tmp_path, pixels, caplog):
+    detector, cfg = detector_of("detr/detr_r50")
+    cfg.data.resize.scale, cfg.data.resize.max_size = 64, 96
+    save_checkpoint({"model": detector.state_dict(), "config": dump_config(cfg)}, tmp_path / "best.pth")
+    (tmp_path / "in/a").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels.rotate(90, expand=True).save(tmp_path / "in/a/same.PNG", exif=exif)
+    pixels.save(tmp_path / "in/same.png")
+    Image.new("RGB", (1, 300)).save(tmp_path / "in/narrow.png")
+    (tmp_path / "empty").mkdir()
+    common = ["look", "--checkpoint", str(tmp_path / "best.pth"), "--output_dir", str(tmp_path / "in/out")]
+    assert main(parse_arguments([*common, str(tmp_path / "in"), str(tmp_path / "empty"), "--queries", "1"])) == 0
+    drawn = {str(path.relative_to(tmp_path / "in/out")): path for path in (tmp_path / "in/out").rglob("*.png")}
+    assert sorted(drawn) == ["a/same_attention.png", "narrow_attention.png", "same_attention.png"]
+    upright, turned = (Image.open(drawn[name]) for name in ("same_attention.png", "a/same_attention.png"))
+    assert upright == turned
+    assert "empty: a folder without images" in caplog.text
+    assert main(parse_arguments([*common, str(tmp_path / "in/same.png"), "--max_pixels", "6143"])) == 1
+    assert "same.png: cannot be read: 96 x 64 are 6144 pixels, and more than 6143 are refused" in caplog.text
+
+
 def test_browsing_augmented_images(tmp_path):
     """The box of a white square on black is drawn around the square, however the image was changed."""
     folder = tmp_path / "train2017"
