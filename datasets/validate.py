@@ -28,6 +28,7 @@ from datasets.checks import Problem, check_boxes, check_ids, without_repeats
 from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.coco_file import parse_coco_file
 from datasets.image_paths import check_files, located
+from datasets.images import MAX_PIXELS
 from datasets.loader import find_split
 from datasets.repair import write_fixed
 from datasets.split_checks import check_splits, class_table
@@ -104,6 +105,7 @@ def examine(
     workers: int = 2,
     convention: str = "auto",
     unlisted: Categories | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Report:
     """Checks an annotation file and its images.
 
@@ -114,6 +116,7 @@ def examine(
         decode: read every image, not just look for it.
         workers: threads that decode.
         convention, unlisted: see `datasets.annotations.read_annotations`.
+        max_pixels: width times height of the largest image that is read.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file or folder, or it cannot be used at all.
@@ -127,7 +130,8 @@ def examine(
     usable, missing = check_files(found.names, folder)
     problems += missing
     if decode:
-        unreadable = np.array(list(_unreadable(found, folder, usable.nonzero()[0], workers)), dtype=object)
+        dataset = DetectionDataset(found, folder, EvalTransform(), training=False, max_pixels=max_pixels)
+        unreadable = np.array(list(_unreadable(dataset, usable.nonzero()[0], workers)), dtype=object)
         if len(unreadable):
             usable[unreadable[:, 0].astype(int)] = False
             problems.append(
@@ -136,9 +140,8 @@ def examine(
     return Report(found, (len(listing.image_ids), listing.num_objects), usable, problems)
 
 
-def _unreadable(found: Annotations, folder: Path, rows: np.ndarray, workers: int) -> Iterator[tuple[int, str]]:
+def _unreadable(dataset: DetectionDataset, rows: np.ndarray, workers: int) -> Iterator[tuple[int, str]]:
     """(image, message) of the images that cannot be decoded."""
-    dataset = DetectionDataset(found, folder, EvalTransform(), training=False)
 
     def problem(row: int) -> str | None:
         try:
@@ -202,6 +205,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="num_queries of the model: report images with more objects (default: as --config_file says, else any)",
     )
+    add(
+        "--max_pixels",
+        type=int,
+        metavar="N",
+        help=f"images of more pixels count as unreadable (default: as --config_file says, else {MAX_PIXELS})",
+    )
     add("--no_decode", action="store_true", help="look for the images' files without reading them (default: read all)")
     add("--strict", action="store_true", help="exit with status 1 when there is a problem (default: 0)")
     add(
@@ -237,19 +246,21 @@ def fixed_copy(target: Path, file: Path, root: Path) -> Path:
 
 def validate(args: argparse.Namespace) -> int:
     """Looks at all splits, says what there is, and returns the exit status."""
-    convention, queries, root = "auto", args.queries, args.path
+    convention, queries, root, max_pixels = "auto", args.queries, args.path, args.max_pixels or MAX_PIXELS
     if args.config_file is None:
         parts = splits(args.path, args.images)
     else:
         cfg = load_config(args.config_file, {} if args.path is None else {"data.root": str(args.path)})
         parts, convention, root = config_splits(cfg), cfg.data.categories, Path(cfg.data.root)
         queries = find_value(cfg.model, "num_queries") if queries is None else queries
+        max_pixels = args.max_pixels or cfg.data.get("max_pixels", MAX_PIXELS)
     reports: dict[str, Report] = {}
     refused = False
     for part in parts:
         unlisted = next((report.annotations.categories for report in reports.values()), None)
         try:
-            report = examine(part.file, part.folder, queries, not args.no_decode, args.workers, convention, unlisted)
+            options = queries, not args.no_decode, args.workers, convention, unlisted, max_pixels
+            report = examine(part.file, part.folder, *options)
         except (OSError, ValueError) as error:
             log.error("%s", error)
             refused = True

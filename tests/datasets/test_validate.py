@@ -110,6 +110,8 @@ def test_good_data_is_sound(root, caplog):
     assert main([str(file), "--images", str(root / "train2017"), "--strict", "--queries", "1"]) == 0
     assert "3 images, 3 of them usable" in caplog.text
     assert "2 images without objects: kept" in caplog.text
+    assert main([str(file), "--images", str(root / "train2017"), "--max_pixels", "1199"]) == 2
+    assert "40 x 30 are 1200 pixels, and more than 1199 are refused" in caplog.text
     file.write_text(json.dumps(good | {"images": BROKEN["images"][:1]}))
     (root / "images").mkdir()
     (root / "train2017").rename(root / "images/train2017")

@@ -9,6 +9,8 @@ from util.reporting.logger import Journal, journal_points
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 HEIGHT = 260
+WIDEST = 16 * HEIGHT
+"""Pixels of a shown image: all are HEIGHT high, but for those that would be wider than this."""
 MARGIN = 6
 
 
@@ -48,9 +50,8 @@ def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Pa
     """
     pairs = []
     for image, found, ground_truth in rows:
-        factor = HEIGHT / image.height
-        size = (max(1, round(image.width * factor)), HEIGHT)
-        small = image.resize(size, Image.Resampling.BILINEAR)
+        factor = min(HEIGHT / image.height, WIDEST / image.width)
+        small = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BILINEAR)
         pairs.append([draw_boxes(small, [_scaled(box, factor) for box in boxes]) for boxes in (found, ground_truth)])
     width = max((pair[0].width for pair in pairs), default=0)
     title = 20
