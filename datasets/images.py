@@ -167,7 +167,8 @@ def find_files(
 
 def _files_below(folder: Path, suffixes: Collection[str], without: Path | None) -> Iterator[Path]:
     seen = set() if without is None else {os.path.realpath(without)} - {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    closed: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=lambda e: closed.append(Path(e.filename)), followlinks=True):
         if os.path.realpath(place) in seen:  # links may lead back
             folders.clear()
             continue
@@ -176,11 +177,14 @@ def _files_below(folder: Path, suffixes: Collection[str], without: Path | None) 
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield Path(place, name)
+    yield from closed
 
 
 def check_found(path: Path, suffixes: Collection[str]):
-    """Raises CorruptImageError for what `find_files` left of a folder in which it found nothing."""
+    """Raises CorruptImageError for a folder that `find_files` could not list, or in which it found nothing."""
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise CorruptImageError(f"{path}: a folder that cannot be listed: permission denied")
         raise CorruptImageError(
             f"{path}: a folder without images: no file in it or its sub-folders ends in one of "
             f"{', '.join(sorted(suffixes))}; hidden files and folders are left out"

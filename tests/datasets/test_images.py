@@ -210,6 +210,20 @@ def test_a_folder_without_images_says_what_was_looked_for(tree):
         next(read_images(path))
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
+    walk, access = os.walk, os.access
+
+    def denied(folder, onerror, **options):  # the tests may run as root, to whom all is open
+        onerror(PermissionError(13, "Permission denied", str(tree / "a/b")))
+        return (row for row in walk(folder, **options) if row[0] != str(tree / "a/b"))
+
+    monkeypatch.setattr(os, "walk", denied)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tree / "a/b" and access(path, mode))
+    assert list(find_image_files([str(tree / "a")])) == [tree / "a/b", tree / "a/x.jpg"]
+    with pytest.raises(CorruptImageError, match="a/b: a folder that cannot be listed: permission denied"):
+        next(read_images(tree / "a/b"))
+
+
 def test_all_formats_that_pillow_decodes_are_looked_for():
     assert {
         ".jpg",
