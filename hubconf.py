@@ -29,4 +29,4 @@ def _load(config: Path, pretrained: str | Path | bool = False, return_postproces
 for _config in (Path(__file__).parent / "config").rglob("*.py"):
     if _config.parent.name != "_base_":
         globals()[_config.stem] = partial(_load, _config)
-        globals()[_config.stem].__doc__ = _config.read_text().split('"""')[1]
+        globals()[_config.stem].__doc__ = _config.read_text(encoding="utf-8").split('"""')[1]

@@ -129,7 +129,7 @@ class Run:
             write_config(self.cfg, self.output_dir)
         numbers = {name: self.scorer(val_set, loader)(model, name, draw=True) for name, model in self.trained(*found)}
         if is_main():
-            (self.output_dir / "eval.json").write_text(json.dumps(numbers, indent=1))
+            (self.output_dir / "eval.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
         plot_journal(self.journal)
 
     def detect(self):
@@ -157,7 +157,7 @@ class Run:
 
     def _write_benchmark(self, measured: dict):
         if is_main():
-            (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1))
+            (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
 
     def find(self, flag: str = "", training: bool = False) -> tuple[dict | None, str]:
         """The checkpoint of --resume, or the newest, and where it is. The splits are to have its categories.

@@ -85,5 +85,5 @@ class Predictions:
         categories = [{"id": key, "name": name} for key, name in self.categories.used]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
         path = self.folder / "predictions.json"
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
         return path

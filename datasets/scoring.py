@@ -64,5 +64,5 @@ class Scorer:
 def write_results(annotations: Annotations, detections: np.ndarray, folder: Path):
     """Writes detections, (D, 7) rows of CocoEvaluator.detections, as results.json in COCO's results format."""
     path = folder / "results.json"
-    path.write_text(json.dumps(detections_as_coco(annotations, detections)))
+    path.write_text(json.dumps(detections_as_coco(annotations, detections)), encoding="utf-8")
     log.info("%s: %d detections", path, len(detections))

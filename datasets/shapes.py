@@ -36,7 +36,7 @@ def make_shapes(root: Path, train: int = 480, val: int = 120, seed: int = 0):
     """
     recipe = {"train": train, "val": val, "seed": seed, "version": 2}
     stamp = root / "recipe.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == recipe:
         return
     log.info("generating %d images in %s", train + val, root)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,8 @@ def make_shapes(root: Path, train: int = 480, val: int = 120, seed: int = 0):
                         "iscrowd": 0,
                     }
                 )
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    stamp.write_text(json.dumps(recipe))
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    stamp.write_text(json.dumps(recipe), encoding="utf-8")
 
 
 def draw_image(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:

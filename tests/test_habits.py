@@ -1,5 +1,6 @@
 """CI, pre-commit and citation are well-formed and agree with requirements.txt, pyproject.toml and README.md."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -66,3 +67,42 @@ def test_the_citation_names_every_paper_that_the_readme_names():
     assert all(paper["authors"] and paper["title"] and paper["year"] for paper in cited["references"])
     sources = (ROOT / "README.md").read_text().split("## Licence and sources")[1]
     assert set(re.findall(r"https://arxiv\.org/abs/[\d.]+", sources)) <= {paper["url"] for paper in cited["references"]}
+
+
+def opens_text(call):
+    """Whether a call opens, reads or writes text and leaves it to the machine how that is encoded."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in options:
+        return False
+    if name in ("read_text", "write_text", "FileHandler") or getattr(options.get("text"), "value", None) is True:
+        return True
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    values = (argument.value for argument in [*call.args, *options.values()] if isinstance(argument, ast.Constant))
+    binary = any(isinstance(value, str) and re.fullmatch(r"[rwaxb+]*b[rwaxb+]*", value) for value in values)
+    return name == "open" and owner not in ("Image", "os") and not binary
+
+
+@pytest.mark.parametrize("top", ["main.py", "engine.py", "hubconf.py", "models", "datasets", "util", "tools"])
+def test_text_is_utf8_on_every_machine(top):
+    """A machine's own encoding may be ASCII or cp1252, and does not know every class and every path."""
+    for path in [ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and opens_text(node)]
+        assert not calls, f"{path}, line {calls[0].lineno}: encoding='utf-8' is missing"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("path.read_text()", True),
+        ("open(path, 'a')", True),
+        ("run(words, text=True)", True),
+        ("path.open('rb')", False),
+        ("path.open('ab+', buffering=0)", False),
+        ("path.write_text(text, encoding='utf-8')", False),
+        ("Image.open(path)", False),
+    ],
+)
+def test_what_counts_as_text(code, found):
+    assert opens_text(ast.parse(code).body[0].value) == found

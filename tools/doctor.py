@@ -36,7 +36,7 @@ def version_of(*command: str) -> str:
     """The last line that a command prints about itself; empty when it is not there."""
     if shutil.which(command[0]) is None:
         return ""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, timeout=60, encoding="utf-8", errors="replace")
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[0 if command[0] != "nvcc" else -1] if lines else ""
 

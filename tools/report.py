@@ -110,7 +110,7 @@ def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, st
     path = output_dir / "eval.json"
     if not path.is_file():
         return None, None
-    name, stored = list(json.loads(path.read_text()).items())[-1]
+    name, stored = list(json.loads(path.read_text(encoding="utf-8")).items())[-1]
     for key, value in analysis.numbers.items():
         if abs(value - stored.get(key, np.inf)) > 1e-9:  # eval.json holds ten digits
             return name, f"eval.json says {key} {stored.get(key)}, the detections in results.json give {value}"
@@ -119,7 +119,7 @@ def stored_numbers(output_dir: Path, analysis: Analysis) -> tuple[str | None, st
 
 def read_benchmark(path: Path) -> dict:
     """benchmark.json of a run; in older ones images were called pictures."""
-    return json.loads(path.read_text().replace('"pictures_per_second"', '"images_per_second"'))
+    return json.loads(path.read_text(encoding="utf-8").replace('"pictures_per_second"', '"images_per_second"'))
 
 
 def build_report(
@@ -160,7 +160,7 @@ def build_report(
         training=training_curves(output_dir / "log.txt"),
         benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
         benchmark_command=command(output_dir, cfg, "--benchmark_only"),
-        config=(output_dir / "config.py").read_text(),
+        config=(output_dir / "config.py").read_text(encoding="utf-8"),
         **score_parts(analysis),
     )
 
@@ -206,7 +206,7 @@ def read_inputs(output_dir: Path, coco_path: str | None) -> tuple[ConfigDict, De
     if not path.is_file():
         remedy = f"python main.py -c CONFIG --coco_path COCODIR --output_dir {output_dir} --eval --save_results"
         raise MissingInputError(f"{path}: not there, so {output_dir} is no folder of a run; this makes one: {remedy}")
-    cfg = parse_config(path.read_text(), str(path))
+    cfg = parse_config(path.read_text(encoding="utf-8"), str(path))
     if coco_path is not None:
         cfg.data.root = coco_path
     if not results.is_file():

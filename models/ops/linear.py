@@ -76,7 +76,7 @@ def _has_onednn() -> bool:
 def _mkl_is_slow() -> bool:
     """Whether this is a processor with AVX-512 that MKL takes its AVX2 path on: AMD's."""
     about = Path("/proc/cpuinfo")
-    return bool(_processor().get("avx512_f")) and about.exists() and "AuthenticAMD" in about.read_text()
+    return bool(_processor().get("avx512_f")) and about.exists() and "AuthenticAMD" in about.read_text(encoding="utf-8")
 
 
 def _processor() -> dict[str, Any]:

@@ -36,7 +36,7 @@ def nvcc(*arguments: str) -> str:
     program = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else None
     if program is None:
         return ""
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *arguments], capture_output=True, check=False, encoding="utf-8", errors="replace")
     return done.stdout + done.stderr
 
 

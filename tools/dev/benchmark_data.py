@@ -73,19 +73,21 @@ def generate(folder: Path, num_images: int, num_objects: int) -> Path:
             for number, (image_id, category, corner, size) in enumerate(rows, 1)
         ]
         categories = [{"id": key, "name": f"class {key}"} for key in range(1, 81)]
-        file.write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
+        file.write_text(
+            json.dumps({"images": images, "annotations": entries, "categories": categories}), encoding="utf-8"
+        )
     return file
 
 
 def private_megabytes(process: int | str = "self") -> float:
     """Memory of a process that it shares with no other."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def resident_megabytes() -> tuple[float, float]:
     """Memory that this process holds now, and the most that it has held."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(status["VmRSS"].split()[0]) / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -96,4 +96,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(reference())
+    FILE.write_text(reference(), encoding="utf-8")

@@ -73,7 +73,11 @@ def product_seconds(shape: Shape, repeats: int = 3) -> float:
 def processor_name() -> str:
     """The processor in words, with family and model, since many names say little."""
     about = Path("/proc/cpuinfo")
-    found = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", about.read_text(), re.MULTILINE)) if about.exists() else {}
+    found = (
+        dict(re.findall(r"^([\w ]+?)\s*: (.*)$", about.read_text(encoding="utf-8"), re.MULTILINE))
+        if about.exists()
+        else {}
+    )
     if "model name" not in found:
         return platform.processor() or platform.machine()
     widest = next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in found.get("flags", "")), "")

@@ -17,10 +17,10 @@ LANGUAGES = {".py": "python", ".sh": "bash", ".h": "cpp"}
 
 def on_files(files: Files, config: MkDocsConfig):
     """Adds a page for every file that is linked to."""
-    texts = [Path(file.abs_src_path).read_text() for file in files.documentation_pages()]
+    texts = [Path(file.abs_src_path).read_text(encoding="utf-8") for file in files.documentation_pages()]
     for path in sorted({path for text in texts for path in LINK.findall(text)}):
         if (ROOT / path).is_file():
-            content = source_page(path, (ROOT / path).read_text())
+            content = source_page(path, (ROOT / path).read_text(encoding="utf-8"))
             page = File.generated(config, f"source/{path}.md", content=content, inclusion=InclusionLevel.NOT_IN_NAV)
             files.append(page)
 

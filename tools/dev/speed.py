@@ -97,8 +97,8 @@ def write_speed(chosen: list[Path], args: argparse.Namespace):
     measured = (
         _about(args, rate) + (_about_pace(statistics.median(theirs)) if theirs else "") + markdown_table(header, rows)
     )
-    (args.out / "speed.md").write_text(measured + (CLAIMED + claimed if claims else ""))
-    with (args.out / "speed.csv").open("w", newline="") as file:
+    (args.out / "speed.md").write_text(measured + (CLAIMED + claimed if claims else ""), encoding="utf-8")
+    with (args.out / "speed.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     points = [
         (name, float(ap[name].split()[0]), statistics.median(numbers["seconds"]), numbers["gmacs"])

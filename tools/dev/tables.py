@@ -22,7 +22,7 @@ PAPERS = {
 }
 """Papers by the folder of their configs; models of other folders are this project's own."""
 SCHEDULE = re.compile(r"_\d+e$")
-PUBLISHED = json.loads((ROOT / "tools/dev/published.json").read_text())
+PUBLISHED = json.loads((ROOT / "tools/dev/published.json").read_text(encoding="utf-8"))
 
 
 def markdown_row(*cells: str) -> str:
@@ -69,6 +69,6 @@ def chosen_configs(names: list[str], parser: argparse.ArgumentParser) -> list[Pa
 
 def published_ap(path: Path) -> str:
     """What a config's docstring says that its paper reports, and a variant's schedule; may be empty."""
-    said = re.search(r"([\d.]+) AP as published", ast.get_docstring(ast.parse(path.read_text())))
+    said = re.search(r"([\d.]+) AP as published", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))))
     schedule = SCHEDULE.search(path.stem)
     return (said[1] + (f" ({schedule[0][1:-1]} epochs)" if schedule else "")) if said else ""

@@ -85,7 +85,7 @@ def row(path: Path) -> tuple[str, ...]:
     printed = PUBLISHED["models"].get(path.stem, {})
     checked = any((ROOT / "tests/recordings").glob(f"*/{path.stem}.npz"))
     return (
-        ast.get_docstring(ast.parse(path.read_text())).split("\n")[0].split(":")[0].rstrip("."),
+        ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0].split(":")[0].rstrip("."),
         f"[{path.stem}](../{path.relative_to(ROOT).as_posix()})",
         f"{total:.1f}",
         f"{trainable:.1f}",

@@ -76,7 +76,7 @@ def library_versions() -> dict[str, str]:
     if (root / ".git").exists():
         words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(words, capture_output=True, timeout=10, encoding="utf-8", errors="replace")
         except (OSError, subprocess.TimeoutExpired):
             return found
         if done.returncode == 0:

@@ -31,7 +31,7 @@ def write_config(cfg: ConfigDict, folder: Path) -> str:
     """Writes config.py there; returns its text."""
     config = dump_config(cfg)
     if is_main():
-        (folder / "config.py").write_text(config)
+        (folder / "config.py").write_text(config, encoding="utf-8")
     return config
 
 

@@ -28,7 +28,7 @@ def setup_logging(output_dir: Path | None):
     """Messages of the main process go to the terminal and to info.txt; other processes say warnings only."""
     handlers: list[logging.Handler] = [TerminalHandler(sys.stdout)]
     if output_dir is not None and is_main():
-        handlers.append(logging.FileHandler(output_dir / "info.txt"))
+        handlers.append(logging.FileHandler(output_dir / "info.txt", encoding="utf-8"))
     level = logging.INFO if is_main() else logging.WARNING
     logging.basicConfig(
         level=level, handlers=handlers, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True

@@ -32,11 +32,11 @@ class WeightsAndBiases:
         import wandb
 
         known = folder / "wandb_run.txt"
-        earlier = known.read_text().strip() if known.is_file() else None
+        earlier = known.read_text(encoding="utf-8").strip() if known.is_file() else None
         self.run = wandb.init(
             project=project, name=folder.name, id=earlier, resume="allow", dir=str(folder), config=config
         )
-        known.write_text(f"{self.run.id}\n")
+        known.write_text(f"{self.run.id}\n", encoding="utf-8")
 
     def write(self, numbers: dict[str, float], epoch: int):
         """Takes the numbers of an epoch."""

@@ -32,8 +32,8 @@ GRACE = 5.0
 def run_stage(name: str, arguments: list[str], out: Path, limit: float) -> str:
     """Runs a stage to its end or its limit; returns how it ended."""
     command = [sys.executable, "-m", "tools.dev.gpu.stage", name, *arguments, "--out", str(out), "--limit", str(limit)]
-    (out / f"{name}.jsonl").write_text("")
-    with (out / f"{name}.log").open("w") as log:
+    (out / f"{name}.jsonl").write_text("", encoding="utf-8")
+    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
         # In a group of its own, to end with it what it starts.
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -111,9 +111,9 @@ def main() -> int:
         limit = min(args.limits.get(name, STAGES[name].limit), args.seconds - (start - begun))
         print(f"{name}: {STAGES[name].title}, at most {max(limit, 0):.0f} s", flush=True)
         outcome = run_stage(name, arguments, args.out, limit) if limit > 0 else "not begun: no time was left"
-        with (args.out / f"{name}.jsonl").open("a") as file:
+        with (args.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": "end", "outcome": outcome, "seconds": time.monotonic() - start}) + "\n")
-        (args.out / "REPORT.md").write_text(title + render_report(args.out))
+        (args.out / "REPORT.md").write_text(title + render_report(args.out), encoding="utf-8")
     files = {name: read_results(args.out / f"{name}.jsonl") for name in args.stages}
     print(f"\n{summarise_stages(files)}\n{args.out / 'REPORT.md'}")
     return int(any(entries[-1]["outcome"] != "passed" for entries in files.values()))

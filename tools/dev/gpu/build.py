@@ -39,7 +39,7 @@ def run(setting: Setting, results: Results):
 def doctor() -> tuple[int, list[str]]:
     """Its exit status and the backends that it finds. This process may have looked before the op was built."""
     command = [sys.executable, "tools/doctor.py"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False, encoding="utf-8", errors="replace")
     print(done.stdout)
     found = re.search(r"^backends, fastest first: (.*)$", done.stdout, re.MULTILINE)
     return done.returncode, found[1].split(", ") if found else []

@@ -73,9 +73,11 @@ class Training:
     def _numbers(self) -> tuple[dict[str, float], int]:
         """The numbers of the last evaluation, and the finished epochs."""
         journal = self.out / "log.txt"
-        entries = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
+        entries = (
+            [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()] if journal.is_file() else []
+        )
         if self.stopped:
-            return json.loads((self.out / "eval.json").read_text())["regular"], len(entries)
+            return json.loads((self.out / "eval.json").read_text(encoding="utf-8"))["regular"], len(entries)
         last = entries[-1]
         return {name: last[f"test_{name}"] for name in ("AP", "AP50")}, len(entries)
 

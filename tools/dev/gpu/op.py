@@ -226,7 +226,9 @@ def under_autocast(setting: Setting, layer: type[nn.Module]) -> float:
 
 def from_outside(results: Results):
     """What the tests hold against a GPU, in processes of their own."""
-    marked = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    marked = [
+        path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
     commands = {
         "next to whole pixels, against exact arithmetic": ("tests.harness.whole_pixels", "--device", "cuda"),
         "pytest -m gpu": ("pytest", "-p", "no:cacheprovider", "-m", "gpu", *map(str, marked)),
@@ -234,7 +236,9 @@ def from_outside(results: Results):
     for what, command in commands.items():
         with results.attempt(what):
             words = [sys.executable, "-m", *command]
-            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(
+                words, cwd=ROOT, capture_output=True, timeout=SECONDS, check=False, encoding="utf-8", errors="replace"
+            )
             print(done.stdout, done.stderr)
             lines = done.stdout.strip().splitlines()
             said = lines[-1:] if command[0] == "pytest" else lines

@@ -56,7 +56,9 @@ def _said(command: list[str]) -> tuple[int, str]:
     """The exit status of a command and what it printed."""
     # Left to its cache, PyTorch takes memory in pieces, and nobody sees who reaches beyond a tensor.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    )
     print(done.stdout, done.stderr)
     return done.returncode, done.stdout
 

@@ -22,10 +22,10 @@ class Results:
 
     def __init__(self, path: Path):
         self.path, self.failed = path, 0
-        path.write_text("")
+        path.write_text("", encoding="utf-8")
 
     def _write(self, kind: str, **content):
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **content}) + "\n")
         print(kind, *content.values(), file=sys.stderr, flush=True)
 
@@ -74,7 +74,7 @@ def distance(ours: torch.Tensor, exact: torch.Tensor) -> float:
 def read_results(path: Path) -> list[dict]:
     """The lines of a stage's file; the last one may be cut off."""
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
     return entries
