@@ -30,14 +30,22 @@ from models.ops.linear import ProductsError
 from models.restore import stored_categories
 from models.weights import load_initial_weights, load_trained_weights
 from util.checkpoints.store import CheckpointStore
-from util.cli.options import config_of_arguments, output_folder, write_config
+from util.cli.options import config_of_arguments, output_folder
 from util.cli.outputs import writable_folder
 from util.cli.program import begin_program, exit_status
 from util.cli.summary import introduction
-from util.config import ConfigError
+from util.config import ConfigError, dump_config
 from util.config.registry import call_with_config
+from util.files.writing import UnwritableError, write_text
 from util.measuring.benchmark import format_benchmark, measure_detector
-from util.processes.distributed import is_main, local_rank, rank, world_size
+from util.processes.distributed import (
+    broadcast_object,
+    local_rank,
+    rank,
+    run_in_all_processes,
+    run_in_main_process,
+    world_size,
+)
 from util.processes.preemption import StopRequest
 from util.reporting.logger import Journal, setup_logging
 from util.reporting.plots import plot_journal
@@ -58,8 +66,9 @@ class Run:
 
     def __init__(self, args: Namespace):
         self.args, self.cfg = args, config_of_arguments(args)
-        self.output_dir = writable_folder(output_folder(args))
-        setup_logging(self.output_dir)
+        place = partial(writable_folder, output_folder(args))
+        self.output_dir = run_in_all_processes(place, UnwritableError, "All machines have to see the same folder")
+        run_in_all_processes(partial(setup_logging, self.output_dir), UnwritableError)
         log.info("command: %s %s", " ".join(sys.argv), args.note)
         self.options = call_with_config(TrainingOptions, self.cfg.training, f"{args.config_file}: training")
         limit = partial(dry_run_images, batch_size=self.cfg.data.batch_size, accumulate=self.options.accumulate)
@@ -95,7 +104,8 @@ class Run:
         categories, pretrained = self.splits.categories.state_dict(), (args.pretrain_model_path, args.finetune_ignore)
         load_initial_weights(detector, content, source, self.family, *pretrained, categories, num_images)
         origin = (content or {}).get("resumed_from") if args.resume in (None, "auto") else args.resume
-        metadata = {"config": write_config(cfg, self.output_dir), "categories": categories, "resumed_from": origin}
+        metadata = {"config": dump_config(cfg), "categories": categories, "resumed_from": origin}
+        self._write("config.py", metadata["config"])
         order = {"dataset_size": len(train_set), "batches": len(loader), "seed": args.seed}
         state = build_training_state(detector, cfg, options, self.precision.scaler, metadata, **order)
         if content is not None:
@@ -117,7 +127,7 @@ class Run:
                 check_largest_step(model, self.criterion, state.optimizer, self.precision, cfg, most)
             trainer.run(state.epoch + 1 if args.dry_run else None)
         self.journal.close()
-        plot_journal(self.journal)
+        self._plot()
         return state
 
     def evaluate(self):
@@ -125,12 +135,11 @@ class Run:
         found = self.find("--eval")
         val_set = self.splits.dataset("val")
         loader = self.splits.loader(val_set)
-        if is_main() and not (self.output_dir / "config.py").exists():  # a training's own stays
-            write_config(self.cfg, self.output_dir)
+        if not broadcast_object((self.output_dir / "config.py").exists()):  # a training's own stays
+            self._write("config.py", dump_config(self.cfg))
         numbers = {name: self.scorer(val_set, loader)(model, name, draw=True) for name, model in self.trained(*found)}
-        if is_main():
-            (self.output_dir / "eval.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-        plot_journal(self.journal)
+        self._write("eval.json", json.dumps(numbers, indent=1))
+        self._plot()
 
     def detect(self):
         """--test: detections for images without ground truth, of the EMA where there is one."""
@@ -140,24 +149,26 @@ class Run:
         *_, (_, detector) = self.trained(*found)
         evaluate(detector, None, self.postprocess, loader, evaluator, self.precision, title="test")
         detections = evaluator.detections()
-        if is_main():
-            write_results(test_set.annotations, detections, self.output_dir)
+        write = partial(write_results, test_set.annotations, detections, self.output_dir)
+        run_in_main_process(write, UnwritableError)
 
     def benchmark(self):
         """--benchmark: what the model costs; with --benchmark_train what its training costs too."""
         detector, resize = self.build(), self.cfg.data.resize
         size = resize.scale, min(resize.max_size, resize.scale * 4 // 3)
         measured = measure_detector(detector, self.precision, size)
-        self._write_benchmark(measured)
+        self._write("benchmark.json", json.dumps(measured, indent=1))
         if self.args.benchmark_train:
             parts = detector, self.criterion, self.cfg, self.options, self.precision
             measured["training"] = benchmark_training(*parts, size)
-            self._write_benchmark(measured)
+            self._write("benchmark.json", json.dumps(measured, indent=1))
         log.info("\n%s", format_benchmark(measured))
 
-    def _write_benchmark(self, measured: dict):
-        if is_main():
-            (self.output_dir / "benchmark.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    def _write(self, name: str, text: str):
+        run_in_main_process(partial(write_text, self.output_dir / name, text), UnwritableError)
+
+    def _plot(self):
+        run_in_main_process(partial(plot_journal, self.journal), UnwritableError)
 
     def find(self, flag: str = "", training: bool = False) -> tuple[dict | None, str]:
         """The checkpoint of --resume, or the newest, and where it is. The splits are to have its categories.

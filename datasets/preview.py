@@ -33,7 +33,6 @@ def draw_detections(dataset: DetectionDataset, detections: np.ndarray, path: Pat
         objects = found.objects(index)
         pairs = zip(found.boxes[objects], found.slots(objects).tolist(), strict=True)
         rows.append((image, detected, [_box(box, slot, names[slot]) for box, slot in pairs]))
-    path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows, path)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from datasets.annotations import Annotations
 from datasets.coco import DetectionDataset
 from datasets.coco_eval import CocoEvaluator, detections_as_coco
 from datasets.preview import draw_detections
-from util.processes.distributed import broadcast_buffers, is_main
+from util.files.writing import UnwritableError, write_text
+from util.processes.distributed import broadcast_buffers, run_in_main_process
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ class Scorer:
             name: of the weights, "regular" or "ema".
             best: numbers of the best epoch so far, if there is one.
             draw: whether vis/detections.png is drawn.
+
+        Raises:
+            UnwritableError: in all processes; the disk is full, say.
         """
         broadcast_buffers(model)
         evaluator = CocoEvaluator(self.dataset.annotations)
@@ -53,16 +58,19 @@ class Scorer:
         detections = evaluator.detections()
         scores = evaluator.evaluate(detections)
         log.info("%s %s\n%s", self.dataset.annotations.file, name, scores.table(best))
-        if is_main() and self.write_results:
+        run_in_main_process(partial(self._keep, detections, draw), UnwritableError)
+        return {**means, **scores.numbers, "coco_eval_bbox": list(scores.numbers.values()), "classes": scores.classes}
+
+    def _keep(self, detections, draw: bool):
+        if self.write_results:
             write_results(self.dataset.annotations, detections, self.folder)
-        if is_main() and draw:
+        if draw:
             draw_detections(self.dataset, detections, self.folder / "vis" / "detections.png", self.drawn_images)
             log.info("images: %s", self.folder / "vis")
-        return {**means, **scores.numbers, "coco_eval_bbox": list(scores.numbers.values()), "classes": scores.classes}
 
 
 def write_results(annotations: Annotations, detections: np.ndarray, folder: Path):
     """Writes detections, (D, 7) rows of CocoEvaluator.detections, as results.json in COCO's results format."""
     path = folder / "results.json"
-    path.write_text(json.dumps(detections_as_coco(annotations, detections)), encoding="utf-8")
+    write_text(path, json.dumps(detections_as_coco(annotations, detections)))
     log.info("%s: %d detections", path, len(detections))

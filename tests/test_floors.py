@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = ("config", "processes", "tensors")
+GROUND = ("config", "files", "processes", "tensors")
 """The rooms of util that stand on none."""
 
 # Who may import whom, longest prefix first. A folder may always import itself, unless it is a part.
@@ -33,11 +33,12 @@ STANDS_ON = {
     "tools.dev": {"tools", "datasets", "models", "util"},
     "tools": {"tools.lib", "datasets", "models", "util"},
     "tools.lib": {"datasets", "models", "util"},
-    "util.cli": {f"util.{room}" for room in ("checkpoints", "config", "processes", "reporting", "tensors", "training")},
+    "util.cli": {f"util.{room}" for room in (*GROUND, "checkpoints", "reporting", "training")},
     "util.training": {f"util.{room}" for room in (*GROUND, "checkpoints", "measuring", "reporting")},
-    "util.reporting": {"util.processes"},
-    "util.checkpoints": {"util.processes"},
+    "util.reporting": {"util.files", "util.processes"},
+    "util.checkpoints": {"util.files", "util.processes"},
     "util.measuring": {"util.tensors"},
+    "util.files": set(),
     "util.processes": set(),
     "util.tensors": set(),
     "util.config": set(),

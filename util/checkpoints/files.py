@@ -9,6 +9,7 @@ import re
 import subprocess
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.checkpoints.download import DownloadError, fetch_checkpoint, sha256
-from util.processes.distributed import gather_objects, is_main, run_in_all_processes, world_size
+from util.files.writing import storage_problem
+from util.processes.distributed import gather_objects, run_in_all_processes, run_in_main_process, world_size
 
 FORMAT = "leandetr-1"
 SHOWN = 12
@@ -38,7 +40,7 @@ def save_checkpoint(content: dict, *paths: Path, before: Callable[[Path], object
     Raises:
         CheckpointError: in all processes; the disk is full, say. The old file is still there.
     """
-    run_in_all_processes(lambda: _write(content, paths, before) if is_main() else None, CheckpointError)
+    run_in_main_process(lambda: _write(content, paths, before), CheckpointError)
 
 
 def _write(content: dict, paths: tuple[Path, ...], before: Callable[[Path], object] | None):
@@ -54,13 +56,17 @@ def _write(content: dict, paths: tuple[Path, ...], before: Callable[[Path], obje
             temporary.replace(path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # PyTorch's writer turns one into the other
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             kept = " The file that was there is unchanged." if path.is_file() else ""
-            raise CheckpointError(f"{path}: cannot be written: {str(error).splitlines()[0]}.{kept}") from error
+            reason = storage_problem(error) or str(error).splitlines()[0]
+            raise CheckpointError(f"{path}: cannot be written: {reason}.{kept}") from error
 
 
 def _sync_folder(folder: Path):
-    """Makes a new name in a folder survive a loss of power."""
+    """Makes a new name in a folder survive a loss of power, where folders can be opened: not on Windows."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

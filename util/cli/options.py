@@ -3,8 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from util.config import ConfigDict, ConfigError, dump_config, load_config, nearest_name, parse_options
-from util.processes.distributed import is_main
+from util.config import ConfigDict, ConfigError, load_config, nearest_name, parse_options
 
 SECTIONS = (
     "model", "criterion", "postprocess", "official_keys", "data", "optimizer", "schedule", "training", "aliases",
@@ -25,14 +24,6 @@ def config_of_arguments(args: Namespace) -> ConfigDict:
         if name not in SECTIONS:
             raise ConfigError(f"{args.config_file}: '{name}' is no section of a config; {nearest_name(name, SECTIONS)}")
     return cfg
-
-
-def write_config(cfg: ConfigDict, folder: Path) -> str:
-    """Writes config.py there; returns its text."""
-    config = dump_config(cfg)
-    if is_main():
-        (folder / "config.py").write_text(config, encoding="utf-8")
-    return config
 
 
 def output_folder(args: Namespace) -> Path:

@@ -1,15 +1,12 @@
 """Where a command line has its results written: made and tried before the work begins, and filled as it gets on."""
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-
-class UnwritableError(argparse.ArgumentTypeError):
-    """A place that cannot be written to; the message names it and says why."""
+from util.files.writing import UnwritableError, storage_problem, storing
 
 
 def writable_folder(text: str | Path) -> Path:
@@ -23,8 +20,8 @@ def writable_folder(text: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise UnwritableError(f"{path}: no folder to write to ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have here
+        raise UnwritableError(f"{path}: no folder to write to: {storage_problem(error) or error}") from error
     return path
 
 
@@ -38,12 +35,9 @@ def writable_file(text: str | Path) -> Path:
     if path.is_dir():
         raise UnwritableError(f"{path}: is a folder, not a file to write")
     writable_folder(path.parent)
-    try:
-        if path.exists():
-            with path.open("r+b"):
-                pass
-    except OSError as error:
-        raise UnwritableError(f"{path}: cannot be written ({error.strerror})") from error
+    if path.exists():
+        with storing(path), path.open("r+b"):
+            pass
     return path
 
 
@@ -53,8 +47,12 @@ def growing_file(path: Path) -> Iterator[TextIO]:
 
     Until all are, they stand in a file beside it, .part; that stays where the work breaks off, and so does what `path`
     held before.
+
+    Raises:
+        UnwritableError: the disk is full, say.
     """
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", buffering=1, newline="", encoding="utf-8") as file:
-        yield file
-    part.replace(path)
+    with storing(path):
+        with part.open("w", buffering=1, newline="", encoding="utf-8") as file:
+            yield file
+        part.replace(path)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from util.checkpoints.files import CheckpointError
-from util.cli.outputs import UnwritableError
 from util.config import ConfigError
+from util.files.writing import UnwritableError, storage_problem
 from util.processes.allocator import keep_freed_memory
 from util.processes.distributed import init_processes, leave_processes
 from util.processes.preemption import EXIT_PREEMPTED, PreemptedError
@@ -66,6 +66,12 @@ def exit_status(work: Callable[[], object], *refusals: type[Exception]) -> int:
         if advice is None:
             raise
         log.error("%s", advice)
+        return EXIT_REFUSED
+    except OSError as error:
+        problem = storage_problem(error)
+        if problem is None:
+            raise
+        log.error("%s: %s", error.filename or "a file", problem)
         return EXIT_REFUSED
     leave_processes()
     return status

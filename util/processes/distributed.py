@@ -181,6 +181,16 @@ def run_in_all_processes(work: Callable[[], Value], error: type[Exception], reme
     return result
 
 
+def run_in_main_process(work: Callable[[], object], error: type[Exception]):
+    """Does in the main process what may fail there; the others wait to hear that it worked, or all raise.
+
+    Args:
+        work: must not wait for other processes.
+        error: what is raised in the others.
+    """
+    run_in_all_processes(work if is_main() else lambda: None, error)
+
+
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Lets one process of a machine in at a time, of one program or several, each to find what the one before it made.

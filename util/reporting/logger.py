@@ -3,10 +3,10 @@
 import json
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 
+from util.files.writing import append_line, storage_problem, storing
 from util.processes.distributed import is_main
 from util.reporting.trackers import close_trackers, open_trackers
 
@@ -24,11 +24,32 @@ class TerminalHandler(logging.StreamHandler):
             self.emit(record)
 
 
+class InfoHandler(logging.FileHandler):
+    """Writes to info.txt; where that cannot be done, a full disk say, it is said once, and what is said goes on."""
+
+    def __init__(self, path: Path):
+        with storing(path):
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.told = False
+
+    def handleError(self, record: logging.LogRecord):  # noqa: N802 (logging calls it)
+        problem = storage_problem(sys.exc_info()[1])
+        if problem is None:
+            super().handleError(record)
+        elif not self.told:
+            self.told = True  # before it is said, which comes here too
+            log.warning("%s: cannot be written, and lacks what is said from here on: %s", self.baseFilename, problem)
+
+
 def setup_logging(output_dir: Path | None):
-    """Messages of the main process go to the terminal and to info.txt; other processes say warnings only."""
+    """Messages of the main process go to the terminal and to info.txt; other processes say warnings only.
+
+    Raises:
+        UnwritableError: there can be no info.txt.
+    """
     handlers: list[logging.Handler] = [TerminalHandler(sys.stdout)]
     if output_dir is not None and is_main():
-        handlers.append(logging.FileHandler(output_dir / "info.txt", encoding="utf-8"))
+        handlers.append(InfoHandler(output_dir / "info.txt"))
     level = logging.INFO if is_main() else logging.WARNING
     logging.basicConfig(
         level=level, handlers=handlers, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
@@ -91,21 +112,22 @@ class Journal:
             self.trackers = open_trackers(self.folder, wandb, config)
 
     def write(self, entry: dict):
-        """Appends an epoch; its key "epoch" is the step elsewhere."""
+        """Appends an epoch; its key "epoch" is the step elsewhere.
+
+        Raises:
+            UnwritableError: the disk is full, say.
+        """
         if self.file is None:
             return
-        with self.file.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":  # a crash has torn the last line; this one is not to go with it
-                    file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
+        append_line(self.file, json.dumps(entry))
         numbers = {name: value for name, value in entry.items() if isinstance(value, int | float) and name != "epoch"}
         for tracker in list(self.trackers):
             try:
                 tracker.write(numbers, entry["epoch"])
             except Exception as error:  # whatever a tracker stumbles over, training goes on
-                log.warning("%s is left: %s", type(tracker).__name__, error or type(error).__name__)
+                problem = storage_problem(error)
+                reason = f"{self.folder}: {problem}" if problem else error or type(error).__name__
+                log.warning("%s is left: %s", type(tracker).__name__, reason)
                 self.trackers.remove(tracker)
 
     def close(self):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from util.files.writing import whole_file
 from util.reporting.logger import Journal, journal_points
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
@@ -45,8 +46,11 @@ def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Pa
 
     Args:
         rows: image, detections, ground truth.
-        path: of the PNG.
+        path: of the PNG; its folder is made.
         columns: pairs beside each other.
+
+    Raises:
+        UnwritableError: the disk is full, say.
     """
     pairs = []
     for image, found, ground_truth in rows:
@@ -70,7 +74,8 @@ def contact_sheet(rows: list[tuple[Image.Image, list[Box], list[Box]]], path: Pa
         top = title + number // columns * (HEIGHT + MARGIN) + MARGIN
         for side, image in enumerate(pair):
             sheet.paste(image, (left + side * (width + MARGIN), top))
-    sheet.save(path)
+    with whole_file(path) as part:
+        sheet.save(part)
 
 
 def _scaled(box: Box, factor: float) -> Box:
@@ -88,6 +93,17 @@ def _pyplot():
     return pyplot
 
 
+def _save(figure, path: Path):
+    """Writes a figure and lets go of it."""
+    from matplotlib import pyplot
+
+    try:
+        with whole_file(path) as part:
+            figure.savefig(part, dpi=110)
+    finally:
+        pyplot.close(figure)
+
+
 def plot_journal(journal: Journal):
     """Losses and AP of a training so far, in vis/curves.png beside its log."""
     if entries := journal.read():
@@ -100,8 +116,10 @@ def plot_curves(entries: list[dict], path: Path):
     Args:
         entries: epochs as in log.txt, with train_loss, test_loss, test_AP, test_AP50, ema_test_AP, ema_test_AP50.
         path: of the PNG; its folder is made.
+
+    Raises:
+        UnwritableError: the disk is full, say.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axes, title, names in (
@@ -116,8 +134,7 @@ def plot_curves(entries: list[dict], path: Path):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def scatter_plot(points: list[tuple], across: tuple[str, ...], up: str, path: Path):
@@ -139,8 +156,7 @@ def scatter_plot(points: list[tuple], across: tuple[str, ...], up: str, path: Pa
             axes.annotate(name, (xs[number], height), xytext=(4, 3), textcoords="offset points", fontsize=6.5)
         axes.set(xlabel=title, ylabel=up)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def line_plots(lines: dict[str, list[tuple]], across: str, up: tuple[str, ...], path: Path):
@@ -160,5 +176,4 @@ def line_plots(lines: dict[str, list[tuple]], across: str, up: tuple[str, ...], 
         axes.set(xlabel=across, title=title, xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
     all_axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path)

@@ -1,7 +1,12 @@
 """Who else keeps a training's numbers: TensorBoard and Weights & Biases, where they are installed. Never required."""
 
 import logging
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from util.files.writing import storage_problem
 
 log = logging.getLogger(__name__)
 
@@ -12,6 +17,7 @@ class TensorBoard:
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = partial(_leave_to_journal, threading.excepthook)
         self.writer = SummaryWriter(str(folder))
 
     def write(self, numbers: dict[str, float], epoch: int):
@@ -23,6 +29,12 @@ class TensorBoard:
     def close(self):
         """Ends the thread that writes."""
         self.writer.close()
+
+
+def _leave_to_journal(others: Callable, args: threading.ExceptHookArgs):
+    """Says nothing of a full disk in TensorBoard's thread: who writes the next numbers hears of it, and says so."""
+    if not (type(args.thread).__module__.startswith("tensorboard.") and storage_problem(args.exc_value)):
+        others(args)
 
 
 class WeightsAndBiases:
@@ -60,6 +72,8 @@ def open_trackers(folder: Path, wandb: str | None, config: dict) -> list[TensorB
         found.append(TensorBoard(folder / "tensorboard"))
     except ImportError:
         log.info("no curves for TensorBoard, which is not installed: pip install tensorboard")
+    except OSError as error:
+        log.warning("no curves for TensorBoard: %s: %s", folder / "tensorboard", storage_problem(error) or error)
     if wandb:
         try:
             found.append(WeightsAndBiases(wandb, folder, config))

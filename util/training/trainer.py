@@ -3,12 +3,15 @@
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 from torch.utils.data import DataLoader
 
 from util.checkpoints.files import save_checkpoint
 from util.checkpoints.store import NEWEST, CheckpointStore
+from util.files.writing import UnwritableError
+from util.processes.distributed import run_in_main_process
 from util.processes.preemption import PreemptedError
 from util.reporting.logger import Journal
 from util.training.options import TrainingOptions
@@ -56,6 +59,7 @@ class Trainer:
 
         Raises:
             PreemptedError: another process or a signal asked to stop; all is saved.
+        CheckpointError, UnwritableError: the disk is full, say; what was saved before is there to go on from.
             TrainingDivergedError: the numbers went wrong; what was sound last is saved.
         """
         state, last = self.state, self.epochs if last is None else min(last, self.epochs)
@@ -109,7 +113,12 @@ class Trainer:
         if self._evaluation_is_due():
             with random_state_kept():
                 entry = entry | self._evaluate_candidates()
-        self.journal.write(entry)
+        try:
+            run_in_main_process(partial(self.journal.write, entry), UnwritableError)
+        except UnwritableError:
+            if not self._evaluation_is_due():  # else it is saved already, with what is still to be said of it
+                self.save()
+            raise
         state.pending = None
         self.save(*([f"checkpoint{state.epoch:04d}.pth"] if state.epoch % self.options.save_every == 0 else []))
 
