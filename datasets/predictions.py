@@ -10,6 +10,7 @@ from PIL import Image
 from datasets.categories import Categories
 from datasets.image_files import InputImage
 from datasets.images import OutputNames
+from util.files.writing import whole_file, write_text
 from util.reporting.plots import Box, draw_boxes
 
 
@@ -64,7 +65,8 @@ class Predictions:
 
     def _draw(self, source: InputImage, drawing: Image.Image):
         if source.frame is None:
-            drawing.save(f"{self.names.place(source.path, source.root)}.jpg", quality=92)
+            with whole_file(Path(f"{self.names.place(source.path, source.root)}.jpg")) as part:
+                drawing.save(part, quality=92)
             return
         import cv2
 
@@ -85,5 +87,5 @@ class Predictions:
         categories = [{"id": key, "name": name} for key, name in self.categories.used]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
         path = self.folder / "predictions.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_text(path, json.dumps(content))
         return path

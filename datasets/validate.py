@@ -34,6 +34,7 @@ from datasets.repair import write_fixed
 from datasets.split_checks import check_splits, class_table
 from datasets.transforms import EvalTransform
 from util.config import ConfigDict, ConfigError, find_value, load_config
+from util.files.console import show_any_character
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +230,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command line; returns the exit status."""
     args = parse_arguments(arguments)
+    show_any_character()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         return validate(args)

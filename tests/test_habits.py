@@ -75,9 +75,11 @@ def opens_text(call):
     options = {keyword.arg: keyword.value for keyword in call.keywords}
     if "encoding" in options:
         return False
-    if name in ("read_text", "write_text", "FileHandler") or getattr(options.get("text"), "value", None) is True:
-        return True
     owner = getattr(getattr(call.func, "value", None), "id", "")
+    if isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text", "FileHandler"):
+        return True
+    if getattr(options.get("text"), "value", None) is True:
+        return True
     values = (argument.value for argument in [*call.args, *options.values()] if isinstance(argument, ast.Constant))
     binary = any(isinstance(value, str) and re.fullmatch(r"[rwaxb+]*b[rwaxb+]*", value) for value in values)
     return name == "open" and owner not in ("Image", "os") and not binary
@@ -102,6 +104,7 @@ def test_text_is_utf8_on_every_machine(top):
         ("path.open('ab+', buffering=0)", False),
         ("path.write_text(text, encoding='utf-8')", False),
         ("Image.open(path)", False),
+        ("write_text(path, 'x')", False),
     ],
 )
 def test_what_counts_as_text(code, found):

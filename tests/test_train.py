@@ -23,7 +23,9 @@ from tests.tiny import shrunk
 from util.checkpoints.files import read_checkpoint
 from util.cli.arguments import parse_arguments
 from util.config import load_config
+from util.files.writing import UnwritableError
 from util.processes.preemption import PreemptedError
+from util.reporting.logger import Journal
 from util.tensors.precision import Precision
 from util.training.optimizer import build_ema, build_schedule
 from util.training.state import TrainingState
@@ -124,6 +126,23 @@ def test_a_resumed_training_equals_an_uninterrupted_one(trained, config, data, t
     assert all(torch.equal(whole["model"][key], resumed["model"][key]) for key in whole["model"])
     assert all(torch.equal(whole["ema"][key], resumed["ema"][key]) for key in whole["ema"])
     assert [entry["epoch"] for entry in entries(tmp_path)] == [0, 1]
+
+
+def test_a_training_goes_on_after_the_disk_was_full(trained, config, data, tmp_path, monkeypatch, capsys):
+    """Where the log could not take an epoch that was not evaluated, the epoch is there to go on from."""
+    words = [*command(config, data, tmp_path), "--options", "training.eval_every=2"]
+    with monkeypatch.context() as disk:
+        disk.setattr(Journal, "write", refuse)
+        assert run(*words) == 2
+    assert "log.txt: full; make space" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 1
+    assert run(*words) == 0
+    assert [entry["epoch"] for entry in entries(tmp_path)] == [0, 1]
+    assert entries(tmp_path)[0]["train_loss"] == entries(trained)[0]["train_loss"]
+
+
+def refuse(*_):
+    raise UnwritableError("log.txt: full; make space")
 
 
 def test_detecting_without_ground_truth(trained, data, tmp_path):

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from util.checkpoints.files import CheckpointError, ema_weights, model_weights, read_checkpoint
 from util.cli.outputs import writable_file
+from util.cli.tools import run_tool
+from util.files.writing import whole_file
 
 
 def convert(source: Path, target: Path, averaged: bool = False):
@@ -27,6 +29,7 @@ def convert(source: Path, target: Path, averaged: bool = False):
 
     Raises:
         CheckpointError: `source` cannot be read, or holds no weights, or no average.
+        UnwritableError: the disk is full, say.
     """
     content = read_checkpoint(source)
     weights = ema_weights(content) if averaged else model_weights(content)
@@ -35,9 +38,9 @@ def convert(source: Path, target: Path, averaged: bool = False):
     metadata = {name: content[name] for name in ("config", "categories", "versions") if name in content}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     # Tied weights share their memory, which the format does not know: each gets its own.
-    save_file(
-        {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}, target, texts
-    )
+    own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    with whole_file(target) as part:
+        save_file(own, part, texts)
 
 
 def main():
@@ -47,12 +50,9 @@ def main():
     parser.add_argument("--ema", action="store_true", help="the EMA of the weights")
     args = parser.parse_args()
     target = args.target or args.source.with_suffix(".safetensors")
-    try:
-        convert(args.source, target, args.ema)
-    except CheckpointError as error:
-        sys.exit(str(error))
+    convert(args.source, target, args.ema)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main, CheckpointError)

@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from util.files.console import show_any_character
+
 NEEDED = ("torchvision", "numpy", "scipy", "pycocotools", "PIL", "addict", "yapf", "termcolor", "timm", "tqdm")
 USEFUL = {
     "matplotlib": "curves.png",
@@ -100,4 +102,5 @@ def main():
 
 
 if __name__ == "__main__":
+    show_any_character()
     main()

@@ -10,6 +10,7 @@ pixels, best first; tools/run_onnx.py runs such a file. Deformable attention is 
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,9 @@ from models.ops.ms_deform_attn import BACKENDS
 from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
 from util.cli.outputs import writable_file
+from util.cli.tools import run_tool
 from util.config import ConfigError, parse_options
+from util.files.writing import whole_file
 from util.tensors.image_batch import ImageBatch
 
 OPSET = 18
@@ -130,7 +133,10 @@ def capture(model: OnImages | OnImage, example: Tensor) -> torch.export.Exported
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict):
     """A .pt2 file for torch.export.load; facts.json beside the program holds the metadata."""
-    torch.export.save(program, path, extra_files={"facts.json": json.dumps(metadata)})
+    content = io.BytesIO()  # PyTorch's own writer does not say that a disk is full
+    torch.export.save(program, content, extra_files={"facts.json": json.dumps(metadata)})
+    with whole_file(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict, names: tuple[str, ...], opset: int):
@@ -139,7 +145,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict
     options = {"optimize": False, "opset_version": opset, "verbose": False}
     exported = torch.onnx.export(program, dynamo=True, input_names=names[:1], output_names=names[1:], **options)
     exported.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
-    exported.save(path)
+    with whole_file(path) as part:
+        exported.save(part)
 
 
 def run_file(path: Path, example: Tensor) -> list[Tensor]:
@@ -263,7 +270,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse_arguments()))
-    except (CheckpointError, ConfigError, ExportError) as problem:
-        sys.exit(str(problem))
+    run_tool(lambda: main(parse_arguments()), CheckpointError, ConfigError, ExportError)

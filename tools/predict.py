@@ -32,6 +32,7 @@ from datasets.transforms import EvalTransform, Sample
 from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
 from util.cli.outputs import writable_folder
+from util.cli.tools import run_tool
 from util.config import ConfigDict, ConfigError, nearest_name, node_location, parse_options
 from util.config.registry import call_with_config
 from util.reporting.logger import setup_logging
@@ -262,7 +263,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, 1 if not one image could be used, or 2 if there is no model to use."""
     args = parse_arguments(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     setup_logging(None)
     try:
         predictor = Predictor(
@@ -296,4 +296,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -23,8 +23,10 @@ from datasets.cards import SHORT_KINDS, image_card
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset
 from tools.lib.svg import Line, line_chart
-from util.cli.outputs import UnwritableError, writable_file
+from util.cli.outputs import writable_file
+from util.cli.tools import run_tool
 from util.config import ConfigDict, ConfigError, parse_config
+from util.files.writing import UnwritableError, write_text
 from util.reporting.logger import journal_points, read_journal
 
 NUMBERS = {
@@ -241,10 +243,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     page = build_report(args.output_dir, *inputs, args.score, args.num_images)
-    out.write_text(page, encoding="utf-8", errors="replace")
+    write_text(out, page)
     print(f"{out}: {len(page) / 1e6:.1f} MB")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

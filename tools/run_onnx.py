@@ -254,6 +254,12 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="images of more are skipped")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a console need not know every character of a class or a path
+    if args.output_dir:
+        try:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--output_dir {args.output_dir}: no folder to write to: {error.strerror}; choose another")
     detector, names = Detector(args.model), args.output_dir and OutputNames(args.output_dir)
     used = 0
     for path, root in find_files(args.images, image_suffixes(), args.output_dir).items():

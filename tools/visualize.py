@@ -45,7 +45,9 @@ from tools.lib.drawings import (
 from tools.lib.traces import Trace
 from util.checkpoints.files import CheckpointError
 from util.cli.outputs import writable_folder
+from util.cli.tools import run_tool
 from util.config import ConfigError, load_config, parse_options
+from util.files.writing import whole_file
 
 log = logging.getLogger("visualize")
 
@@ -99,8 +101,10 @@ def look_at_images(args: argparse.Namespace) -> int:
         queries = args.queries or best_queries(found.output.answer, args.best)
         place = names.place(path, root)
         for name, sheet in drawings(image, found, queries, args.layers).items():
-            sheet.save(f"{place}_{name}.png")
-            log.info("%s", f"{place}_{name}.png")
+            target = Path(f"{place}_{name}.png")
+            with whole_file(target) as part:
+                sheet.save(part)
+            log.info("%s", target)
         drawn += 1
     return 0 if drawn else 1
 
@@ -112,7 +116,9 @@ def browse(args: argparse.Namespace) -> int:
     indices = np.linspace(0, len(dataset) - 1, min(args.num_images, len(dataset))).astype(int).tolist()
     for start in range(0, len(indices), args.rows):
         path = args.output_dir / f"augmented_{start // args.rows:02d}.png"
-        draw_augmented(dataset, indices[start : start + args.rows], args.epochs).save(path)
+        sheet = draw_augmented(dataset, indices[start : start + args.rows], args.epochs)
+        with whole_file(path) as part:
+            sheet.save(part)
         log.info("%s", path)
     return 0
 
@@ -158,7 +164,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse_arguments()))
-    except (CheckpointError, ConfigError) as problem:
-        sys.exit(str(problem))
+    run_tool(lambda: main(parse_arguments()), CheckpointError, ConfigError)

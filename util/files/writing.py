@@ -34,7 +34,10 @@ def storage_problem(error: BaseException | None) -> str | None:
     Args:
         error: what was raised, or what was raised while that was dealt with: PyTorch's writer hides a full disk so.
     """
+    full = os.strerror(errno.ENOSPC)
     while error is not None:
+        if not isinstance(error, OSError) and full in str(error):  # of a library in another language
+            return f"{full}; {SPACE}"
         if isinstance(error, OSError):
             remedy = REMEDIES.get(errno.errorcode.get(error.errno or 0, ""))
             return remedy and f"{error.strerror}; {remedy}"

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from util.files.console import show_any_character
 from util.files.writing import append_line, storage_problem, storing
 from util.processes.distributed import is_main
 from util.reporting.trackers import close_trackers, open_trackers
@@ -40,6 +42,11 @@ class InfoHandler(logging.FileHandler):
             self.told = True  # before it is said, which comes here too
             log.warning("%s: cannot be written, and lacks what is said from here on: %s", self.baseFilename, problem)
 
+    def close(self):
+        """Lets go of the file; what it could not take has been said."""
+        with suppress(OSError):
+            super().close()
+
 
 def setup_logging(output_dir: Path | None):
     """Messages of the main process go to the terminal and to info.txt; other processes say warnings only.
@@ -47,6 +54,7 @@ def setup_logging(output_dir: Path | None):
     Raises:
         UnwritableError: there can be no info.txt.
     """
+    show_any_character()
     handlers: list[logging.Handler] = [TerminalHandler(sys.stdout)]
     if output_dir is not None and is_main():
         handlers.append(InfoHandler(output_dir / "info.txt"))
