@@ -93,8 +93,12 @@ class Run:
             detector.compile()
         return detector
 
-    def train(self) -> TrainingState:
-        """No flag: trains to the last epoch, evaluating and saving on the way; a dry run to the end of the first."""
+    def train(self, introduced: bool = False) -> TrainingState:
+        """No flag: trains to the last epoch, evaluating and saving on the way; a dry run to the end of the first.
+
+        Args:
+            introduced: the table that begins a training was shown before.
+        """
         args, cfg, options = self.args, self.cfg, self.options
         content, source = self.find(training=True)
         train_set, val_set = self.splits.dataset("train"), self.splits.dataset("val")
@@ -110,7 +114,9 @@ class Run:
         state = build_training_state(detector, cfg, options, self.precision.scaler, metadata, **order)
         if content is not None:
             state.resume(content, source)
-        log.info(introduction(args, cfg, detector, self.splits.describe(), self.precision, describe_kernels(), state))
+        if not introduced:
+            data = self.splits.describe()
+            log.info(introduction(args, cfg, detector, data, self.precision, describe_kernels(), state))
         if world_size() > 1:
             devices = [local_rank()] if args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=args.find_unused_params)

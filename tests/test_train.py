@@ -22,6 +22,7 @@ from tests.golden import objects
 from tests.tiny import shrunk
 from util.checkpoints.files import read_checkpoint
 from util.cli.arguments import parse_arguments
+from util.cli.options import output_folder
 from util.config import load_config
 from util.files.writing import UnwritableError
 from util.processes.preemption import PreemptedError
@@ -115,6 +116,39 @@ def test_evaluation_repeats_what_training_measured(trained, data, tmp_path):
     assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
     assert {row["image_id"] for row in found} == {1, 2, 3, 4}
     assert (tmp_path / "vis" / "detections.png").is_file()
+
+
+def test_a_config_that_a_run_wrote_belongs_to_its_folder(config, data, tmp_path, monkeypatch):
+    """As docs/using.md has it: an evaluation finds the checkpoint, and a training goes on."""
+    output = tmp_path / "output/mine"
+    assert run(*command(config, data, output), "--options", "schedule.epochs=1", "schedule.drop=(1,)") == 0
+    monkeypatch.chdir(tmp_path)
+    own = ["-c", "output/mine/config.py", "--num_workers", "0"]
+    assert run(*own, "--eval", "--save_results") == 0
+    assert (output / "eval.json").is_file()
+    assert (output / "results.json").is_file()
+    assert run(*own, "--options", "schedule.epochs=2") == 0
+    assert [entry["epoch"] for entry in entries(output)] == [0, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("there", "words", "folder"),
+    [
+        (["info.txt"], [], "mine"),
+        (["checkpoint_best_ema.pth"], [], "mine"),
+        (["info.txt"], ["--output_dir", "other"], "other"),
+        (["notes.txt"], [], "output/config"),  # nobody has run there
+    ],
+)
+def test_where_everything_is_written(there, words, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in there:
+        (tmp_path / "mine" / name).touch()
+    assert output_folder(parse_arguments(["-c", "mine/config.py", *words])) == Path(folder)
+    assert output_folder(parse_arguments(["-c", "mine/tiny.py"])) == Path("output/tiny")
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(trained, config, data, tmp_path):

@@ -9,6 +9,8 @@ DESCRIPTION = """Trains, evaluates and measures detectors on data in COCO format
   torchrun --nproc_per_node=8 main.py -c config/...
   python -m torch.distributed.launch --nproc_per_node=8 main.py -c config/..."""
 
+PLACE_HELP = "where everything is written (default: output/CONFIG_NAME; the folder of a run that wrote the config)"
+
 
 def _at_least(limit: int):
     """A type of whole numbers, for argparse."""
@@ -77,7 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     run = parser.add_argument_group("run")
     add = run.add_argument
-    add("--output_dir", metavar="DIR", help="where everything is written (default: output/CONFIG_NAME)")
+    add("--output_dir", metavar="DIR", help=PLACE_HELP)
     add("--note", default="", metavar="TEXT", help="is written to the log, to recognise a run by")
     add("--wandb", metavar="PROJECT", help="log to Weights & Biases too, where wandb is installed (training.wandb)")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")

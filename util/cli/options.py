@@ -27,5 +27,13 @@ def config_of_arguments(args: Namespace) -> ConfigDict:
 
 
 def output_folder(args: Namespace) -> Path:
-    """Where everything is written."""
-    return Path(args.output_dir or Path("output") / Path(args.config_file).stem)
+    """Where everything is written: --output_dir, else the folder of the run that wrote the config, else one of its
+    name under output/."""
+    config = Path(args.config_file)
+    return Path(args.output_dir or (config.parent if _is_of_run(config) else Path("output") / config.stem))
+
+
+def _is_of_run(config: Path) -> bool:
+    """Whether a run wrote a config into its own folder: there stands what else a run leaves."""
+    others = ("info.txt", "log.txt", "checkpoint*.pth")
+    return config.name == "config.py" and any(any(config.parent.glob(name)) for name in others)

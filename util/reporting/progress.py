@@ -104,25 +104,24 @@ class Progress:
         return "seconds" in self.meters and bool(self.meters["seconds"].recent)
 
     def line(self, done: int, total: int, shown: tuple[str, ...] = ()) -> str:
-        """What is to be said after `done` of `total` items."""
+        """What is to be said after `done` of `total` items. A terminal cuts its end: what is looked for comes first."""
         seconds, waiting = (self.meters[name].smooth for name in ("seconds", "waiting"))
         names = ["loss", *main_losses(self.meters), *shown]
         parts = [f"{self.title} {done}/{total}"]
-        parts += [f"{name} {self.meters[name].smooth:.4g}" for name in names if name in self.meters]
         if self.images.count:
             parts.append(f"{self.images.smooth / max(seconds, 1e-9):.3g} images/s")
+        left = (total - done) * seconds
+        in_all = f", {format_duration(left + self.more * total * seconds)} in all" if self.more else ""
+        parts.append(f"{format_duration(left)} left{in_all}")
+        parts += [f"{name} {self.meters[name].smooth:.4g}" for name in names if name in self.meters]
         parts.append(f"{seconds:.3g} s/it")
         parts.append(f"{100 * waiting / max(seconds, 1e-9):.0f} % waiting")
         parts.append(f"peak {peak_memory() / 1e9:.1f} GB")
-        left = (total - done) * seconds
-        parts.append(f"{format_duration(left)} left")
-        if self.more:
-            parts.append(f"{format_duration(left + self.more * total * seconds)} left in all")
         return "  ".join(parts)
 
     def _with_bar(self, items: Collection, shown: tuple[str, ...]) -> Iterator:
         total = len(items)
-        layout = {"bar_format": "{bar:12} {desc}", "dynamic_ncols": True, "leave": False, "file": sys.stdout}
+        layout = {"bar_format": "{bar:8} {desc}", "dynamic_ncols": True, "leave": False, "file": sys.stdout}
         with (
             logging_redirect_tqdm(),
             tqdm(total=total, initial=self.done, desc=f"{self.title} {self.done}/{total}", **layout) as bar,

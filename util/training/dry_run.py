@@ -75,7 +75,7 @@ def dry_run(args: Namespace, folder: Path, begin: Callable[[Namespace], Any]):
         doing = "going on from a checkpoint and evaluating"
         run = begin(args)
         run.stop = StopAfter(math.inf)
-        state = run.train()
+        state = run.train(introduced=True)
     except Exception:
         log.error("dry run: FAILED while %s, after %s; why:", doing, format_duration(time.perf_counter() - start))
         raise

@@ -53,6 +53,7 @@ class Trainer:
         self.state, self.loader, self.options, self.epochs = state, loader, options, epochs
         self.train_epoch, self.evaluate = train_epoch, evaluate
         self.store, self.journal, self.stop = store, journal, stop
+        self.last = epochs
 
     def run(self, last: int | None = None):
         """Trains, evaluates and saves up to the last epoch of the schedule, or to the `last` that is asked for.
@@ -62,7 +63,8 @@ class Trainer:
         CheckpointError, UnwritableError: the disk is full, say; what was saved before is there to go on from.
             TrainingDivergedError: the numbers went wrong; what was sound last is saved.
         """
-        state, last = self.state, self.epochs if last is None else min(last, self.epochs)
+        state = self.state
+        self.last = last = self.epochs if last is None else min(last, self.epochs)
         if state.epoch >= self.epochs and state.pending is None:
             log.info("all %d epochs are trained already; schedule.epochs asks for more, --eval evaluates", self.epochs)
         while state.epoch < last or state.pending is not None:
@@ -127,7 +129,7 @@ class Trainer:
         state, entry = self.state, {}
         for name, model in state.candidates().items():
             prefix = "test_" if name == "regular" else f"{name}_test_"
-            numbers = self.evaluate(model, name, self.journal.best(prefix), state.epoch >= self.epochs)
+            numbers = self.evaluate(model, name, self.journal.best(prefix), state.epoch >= self.last)
             entry |= {f"{prefix}{key}": value for key, value in numbers.items()}
             # Where nothing is to be found, AP is -1, and the newest is as good as any.
             if numbers["AP"] > state.best.get(name, -math.inf) or numbers["AP"] == -1:
