@@ -14,6 +14,7 @@ from datasets.annotations import Annotations
 from datasets.image_paths import leaves_folder
 from datasets.images import MAX_PIXELS, CorruptImageError, read_image
 from datasets.transforms import EvalTransform, Sample, TrainTransform
+from util.tensors.shared_memory import shared_bytes
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class _Cache:
     def __init__(self, dataset: DetectionDataset):
         sizes = [self._size(dataset, index) for index in range(len(dataset))]
         self.ends = np.concatenate([[0], np.cumsum(sizes)])
-        self.block = torch.empty(max(1, int(self.ends[-1])), dtype=torch.uint8).share_memory_()
+        self.block = shared_bytes(max(1, int(self.ends[-1])), f"--cache_mode: the images of {dataset.folder} need")
         for index, size in enumerate(sizes):
             if size:
                 with dataset.path(index).open("rb") as file:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.annotations import read_annotations
 from datasets.categories import Categories
@@ -24,6 +24,7 @@ from util.processes.distributed import file_lock, rank, world_size
 from util.processes.ending import end_with_parent, kill_workers_at_exit
 from util.processes.preemption import ignore_requests
 from util.tensors.image_batch import ImageBatch
+from util.tensors.shared_memory import SharedMemoryError, check_space_for_workers, shared_memory_problem
 
 SPLITS = ("train", "val", "test")
 SHOWN = 20
@@ -70,6 +71,15 @@ class Batch:
         images = self.images and self.images.pin_memory()
         return Batch(images, [{k: v.pin_memory() for k, v in target.items()} for target in self.targets], self.corrupt)
 
+    def share_memory(self) -> "Batch":
+        """Moves it to where other processes see it."""
+        tensors = [tensor for target in self.targets for tensor in target.values()]
+        if self.images is not None:
+            tensors += [self.images.images, self.images.padding]
+        for tensor in tensors:
+            tensor.share_memory_()
+        return self
+
 
 class BoundedLoader(DataLoader):
     """Stops a training in which too many different images turn out to be corrupt."""
@@ -79,6 +89,16 @@ class BoundedLoader(DataLoader):
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._bounded()
+        except (OSError, RuntimeError) as error:
+            problem = shared_memory_problem(error) if self.num_workers else None
+            if problem is None:
+                raise
+            raise SharedMemoryError(problem) from None  # a worker's traceback says no more
+
+    def _bounded(self) -> Iterator[Batch]:
+        check_space_for_workers(self.num_workers)
         for batch in super().__iter__():
             self.corrupt.update(dict.fromkeys(batch.corrupt))
             if self.dataset.training and len(self.corrupt) > self.dataset.limits.files:
@@ -191,7 +211,7 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=Batch.of,
+        collate_fn=_collate,
         drop_last=dataset.training,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
@@ -202,6 +222,13 @@ def build_loader(dataset: DetectionDataset, batch_size: int, workers: int, pin_m
         # A forked worker reads the annotations where they are; any other way copies them. Python 3.14 would not fork.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+
+
+def _collate(items: list[tuple]) -> Batch:
+    """A worker shares its batch itself, where an error reaches the training: by the thread that sends batches it would
+    be printed, and waited for the batch for ever."""
+    batch = Batch.of(items)
+    return batch if get_worker_info() is None else batch.share_memory()
 
 
 def _prepare_worker(worker: int):

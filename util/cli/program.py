@@ -15,6 +15,7 @@ from util.processes.preemption import EXIT_PREEMPTED, PreemptedError
 from util.reporting.logger import setup_logging
 from util.tensors.determinism import determinism_advice, make_deterministic
 from util.tensors.precision import allow_tf32
+from util.tensors.shared_memory import SharedMemoryError
 from util.training.memory_check import memory_advice
 from util.training.stepper import TrainingDivergedError
 
@@ -48,6 +49,7 @@ def exit_status(work: Callable[[], object], *refusals: type[Exception]) -> int:
     foreseen: tuple[type[Exception], ...] = (
         ConfigError,
         CheckpointError,
+        SharedMemoryError,
         TrainingDivergedError,
         UnwritableError,
         *refusals,
