@@ -86,7 +86,8 @@ def kill_workers_at_exit():
 def _kill_workers():
     import multiprocessing
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for each of them
+    if hasattr(signal, "SIGCHLD"):  # Windows has none
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for each of them
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -15,11 +15,19 @@ log = logging.getLogger(__name__)
 
 EXIT_PREEMPTED = 75
 """Exit status of a training that was asked to stop and can go on from its checkpoint: EX_TEMPFAIL of sysexits.h."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Of launchers, of clusters, and Ctrl-C at a terminal."""
-SAME_SECONDS = {signal.SIGTERM: 1.0, signal.SIGUSR1: 1.0, signal.SIGINT: 0.2}
+NAMES = {"SIGTERM": 1.0, "SIGUSR1": 1.0, "SIGINT": 0.2}
+"""Of launchers, of clusters, and Ctrl-C at a terminal; and the time within which more of them are the same request."""
+
+
+def known_signals(system: object = signal) -> dict[signal.Signals, float]:
+    """Those of NAMES that there are: Windows has no SIGUSR1."""
+    return {getattr(system, name): seconds for name, seconds in NAMES.items() if hasattr(system, name)}
+
+
+SAME_SECONDS = known_signals()
 """Signals that come within this time are one request: a launcher and its cluster often both send one, and a launcher
 hands on the Ctrl-C that its processes hear too. Sooner than that, nobody presses it again."""
+SIGNALS = tuple(SAME_SECONDS)
 
 
 class PreemptedError(Exception):
