@@ -1,5 +1,8 @@
 """hubconf.py: every config is an entry point of torch.hub."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,40 @@ def test_options_reach_the_config():
     assert small.decoder.heads[0].class_embed.out_features == 3
     with pytest.raises(ConfigError, match="did you mean 'num_classes'"):
         torch.hub.load(str(ROOT), "lite_dino_r18_shapes", source="local", options={"model.num_clases": 3})
+
+
+LOAD = "import sys, torch; sys.path.insert(0, '.'); import {name}; torch.hub.load({root!r}, {model!r}, source='local')"
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("models.py", "'models' is another one here already, of "),
+        ("util/__init__.py", "'util' is another one here already, of "),
+        ("models/net.py", "'models' is another one here already, of "),  # a folder without __init__.py
+        ("datasets/__init__.py", ""),  # as that of Hugging Face: no model needs ours
+    ],
+)
+def test_other_modules_of_the_same_names(file, said, tmp_path):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("ANSWER = 42\n")
+    name = Path(file).parts[0].removesuffix(".py")
+    code = LOAD.format(name=name, root=str(ROOT), model="lite_dino_r18_shapes")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert said in done.stderr
+    assert bool(done.returncode) == bool(said)
+    if said:
+        assert str(tmp_path / Path(file).parts[0]) in done.stderr
+
+
+@pytest.mark.parametrize("command", [["main.py", "--help"], ["tools/predict.py", "--help"]])
+def test_commands_find_their_own_modules_wherever_they_are_started(command, tmp_path):
+    """Also beside a package that is called as one of ours, or where one is installed."""
+    for name in ("datasets", "models", "util", "engine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')")
+    words = [sys.executable, ROOT / command[0], *command[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
