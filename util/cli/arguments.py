@@ -1,6 +1,13 @@
 """The command line of main.py. Imports nothing heavy, so that --help answers at once."""
 
 import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Container
+
+from util.config import ConfigError, load_config
+from util.config.papers_names import here_it_is
 
 DESCRIPTION = """Trains, evaluates and measures detectors on data in COCO format.
 
@@ -24,8 +31,45 @@ def _at_least(limit: int):
     return number
 
 
+def papers_options(words: list[str], known: Container[str]) -> list[str]:
+    """What is to be said of options of the papers' code in a command line, a line for each.
+
+    Args:
+        known: options that are ours.
+    """
+    given, name = {}, None
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word):
+            word, _, value = word.partition("=")
+            name = "--config_file" if word == "-c" else word
+            given[name] = [value] if value else []
+        elif name is not None:
+            given[name].append(word)
+    cfg = None
+    if any(name not in known for name in given):
+        with contextlib.suppress(ConfigError):  # which is told where it is needed
+            cfg = load_config(" ".join(given.get("--config_file", ["."])))
+    lines = []
+    for name, values in given.items():
+        value = values[0] if len(values) == 1 else f"({', '.join(values)})" if values else ""
+        answer = None if name in known else here_it_is(name.lstrip("-").replace("-", "_"), value, cfg)
+        if answer is not None:
+            lines.append(f"{' '.join([name, *values])}: here {answer}")
+    return lines
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or a list of words."""
+    parser = _parser()
+    if lines := papers_options(sys.argv[1:] if arguments is None else arguments, parser._option_string_actions):
+        parser.error("options of the papers' code:\n  " + "\n  ".join(lines))
+    args = parser.parse_args(arguments)
+    if args.dry_run and (args.eval or args.test or args.benchmark or args.benchmark_train or args.benchmark_only):
+        parser.error("--dry_run tries a training: it goes with none of --eval, --test, --benchmark...")
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-c", "--config_file", required=True, metavar="FILE", help="config of the model; a Python file, run as code")
@@ -89,7 +133,4 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--deterministic", action="store_true", help="the same numbers every time, or an error that says why not")
     add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch passes it
-    args = parser.parse_args(arguments)
-    if args.dry_run and (args.eval or args.test or args.benchmark or args.benchmark_train or args.benchmark_only):
-        parser.error("--dry_run tries a training: it goes with none of --eval, --test, --benchmark...")
-    return args
+    return parser

@@ -19,6 +19,7 @@ from pathlib import Path
 import addict
 
 from util.config.former_names import current_path, with_current_names
+from util.config.papers_names import here_it_is
 
 WORD = re.compile(r"[\w./:~+-]+")
 CONSTANTS = {"true": True, "false": False, "none": None}
@@ -163,6 +164,9 @@ def _set_path(cfg: ConfigDict, path: str, value):
         if not isinstance(node, Mapping):
             raise ConfigError(f"{node_location(cfg, '.'.join(parents[:step]))} is {node!r}; it holds no '{key}'")
         if key not in node:
+            answer = here_it_is(path, str(value), cfg)
+            if answer is not None:
+                raise ConfigError(f"{node_location(node)}: option '{path}' of the papers' code: here {answer}")
             known = [*node, *(cfg.get("aliases", {}) if node is cfg else ())]
             raise ConfigError(f"{node_location(node)}: no '{key}' for option '{path}'; {nearest_name(key, known)}")
         parent, node = node, node[key]
