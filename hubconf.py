@@ -7,21 +7,16 @@ An entry point takes
     options: values of the config by path, as a dict: {"model.num_classes": 3}.
 """
 
-import sys
+import importlib.util
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-for _name in ("models", "util"):
-    # Before the imports below: they would find another's module, and say that it lacks something.
-    _other = sys.modules.get(_name)
-    _places = [getattr(_other, "__file__", None) or "", *getattr(_other, "__path__", ())]
-    if _other is not None and not any(Path(place).resolve().is_relative_to(ROOT) for place in _places if place):
-        raise ImportError(
-            f"LeanDETR imports its own modules under the names models and util, and '{_name}' is another one here "
-            f"already, of {next(filter(None, _places), 'no file')}. Load LeanDETR in a process that has not imported "
-            f"it, or call yours something else"
-        )
+# By its place: `tools` may be another's, too, as the modules may be that are imported below.
+_spec = importlib.util.spec_from_file_location("leandetr_own_modules", ROOT / "tools/lib/own_modules.py")
+_own_modules = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_own_modules)
+_own_modules.check_own_modules("models", "util")
 
 from models import build_detector, build_postprocessor
 from models.weights import load_checkpoint

@@ -66,6 +66,15 @@ def test_other_modules_of_the_same_names(file, said, tmp_path):
         assert str(tmp_path / Path(file).parts[0]) in done.stderr
 
 
+def test_a_notebook_with_another_package_called_datasets(tmp_path):
+    """As that of Hugging Face."""
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets/__init__.py").touch()
+    code = f"import sys, datasets; sys.path.insert(0, {str(ROOT)!r}); import tools.predict"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert f"'datasets' is another one here already, of {tmp_path / 'datasets'}" in done.stderr
+
+
 @pytest.mark.parametrize("command", [["main.py", "--help"], ["tools/predict.py", "--help"]])
 def test_commands_find_their_own_modules_wherever_they_are_started(command, tmp_path):
     """Also beside a package that is called as one of ours, or where one is installed."""

@@ -24,6 +24,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tools.lib.own_modules import check_own_modules
+
+check_own_modules("datasets", "models", "util")  # a notebook may have imported others
+
 from datasets.categories import COCO, Categories
 from datasets.image_files import InputImage, as_image, find_image_files, read_images
 from datasets.images import MAX_PIXELS, CorruptImageError
