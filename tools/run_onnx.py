@@ -277,7 +277,11 @@ def main() -> int:
                 pen.rectangle((*box[:2], *box.clip(box[[0, 1, 0, 1]])[2:]), outline="red", width=2)
                 pen.text(box[:2], f"{detector.name(label)} {score:.2f}", fill="red")
         if names:
-            image.save(f"{names.place(path, root)}.png")
+            target = f"{names.place(path, root)}.png"
+            try:
+                image.save(target)
+            except OSError as error:
+                raise SystemExit(f"{target}: cannot be written: {error.strerror or error}; make space") from error
     return 0 if used else 1
 
 
