@@ -89,10 +89,12 @@ class Run:
         train_set, val_set = self.splits.dataset("train"), self.splits.dataset("val")
         loader, val_loader = self.splits.loader(train_set), self.splits.loader(val_set)
         model = detector = self.build()
-        content, source = self.store.find(args.resume, training=True)
+        content, source = self.store.find(args.resume, training=True, key=args.checkpoint_key)
         num_images = self.splits.num_images["train"]
         categories, pretrained = self.splits.categories.state_dict(), (args.pretrain_model_path, args.finetune_ignore)
-        load_initial_weights(detector, content, source, self.family, *pretrained, categories, num_images)
+        load_initial_weights(
+            detector, content, source, self.family, *pretrained, categories, num_images, args.checkpoint_key
+        )
         origin = (content or {}).get("resumed_from") if args.resume in (None, "auto") else args.resume
         metadata = {"config": write_config(cfg, self.output_dir), "categories": categories, "resumed_from": origin}
         order = {"dataset_size": len(train_set), "batches": len(loader), "seed": args.seed}
@@ -159,7 +161,7 @@ class Run:
     def trained(self, flag: str) -> Iterator[tuple[str, nn.Module]]:
         """The detector with a checkpoint's weights as "regular", and then with their EMA, if there is one, as "ema"."""
         detector = self.build()
-        content, source = self.store.find(self.args.resume)
+        content, source = self.store.find(self.args.resume, key=self.args.checkpoint_key)
         if content is None:
             raise ConfigError(f"{flag}: no checkpoint in {self.output_dir}; give one with --resume")
         for name in load_trained_weights(detector, content, self.family, source):

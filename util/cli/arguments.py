@@ -46,12 +46,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = weights.add_argument
     add(
         "--resume",
-        metavar="FILE|URL|auto",
+        metavar="FILE|FOLDER|URL|auto",
         help="continue from a checkpoint, or evaluate it: ours or the papers' own. 'auto': the newest in --output_dir, "
         "which is also taken when --resume is not given, and when it went on from this FILE already",
     )
     add("--save_every_steps", type=int, metavar="N", help="save within epochs too (training.save_every_steps)")
-    add("--pretrain_model_path", metavar="FILE|URL", help="start from what fits of a checkpoint's weights")
+    add("--pretrain_model_path", metavar="FILE|FOLDER|URL", help="start from what fits of a checkpoint's weights")
+    add(
+        "--checkpoint_key",
+        metavar="KEY",
+        help="where in that checkpoint the weights are, if not what is found by itself: ema, ema.module, state_dict; "
+        "taken alone, so that training starts at its first epoch",
+    )
     add(
         "--finetune_ignore",
         nargs="+",
