@@ -74,7 +74,8 @@ def read_trusted(source: Path) -> dict:
         if zipfile.is_zipfile(source) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(source).namelist()):
             content = torch.jit.load(source, map_location="cpu")
         else:
-            content = torch.load(source, map_location="cpu", weights_only=False)
+            with source.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         remedy = "run this where the program that wrote it can be imported (PYTHONPATH)"
         raise CheckpointError(f"{source}: needs the code of its author: {error}; {remedy}") from error

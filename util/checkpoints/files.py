@@ -120,8 +120,9 @@ def _read_file(path: Path) -> dict:
         if foreign is None and is_safetensors(path):
             return _read_safetensors(path)
         if foreign is None:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            # A file, not its name: PyTorch goes by endings.
+            with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make its reader stumble in any way
         raise CheckpointError(f"{path}: {reading_problem(path, error)}") from error
     if foreign is not None:

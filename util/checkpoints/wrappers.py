@@ -163,14 +163,15 @@ def weights_under(content: Mapping, key: str, source: str) -> FoundWeights:
 
 
 def say_what_was_taken(taken: FoundWeights, others: list[FoundWeights], source: str):
-    """One line about weights that do not simply stand under "model", and one about those that were left out."""
-    if taken.key != KEYS[0] or taken.prefixes or taken.beside:
-        off = f", without '{_several(taken.prefixes)}' before their names" if taken.prefixes else ""
-        beside = f"; left out beside them: '{_several(taken.beside)}'" if taken.beside else ""
-        log.info("%s: takes %s%s%s", source, taken, off, beside)
+    """A line about weights that do not simply stand under "model", or are not the only ones."""
+    off = f", without '{_several(taken.prefixes)}' before their names" if taken.prefixes else ""
+    beside = f"; left out beside them: '{_several(taken.beside)}'" if taken.beside else ""
+    said = f"{source}: takes {taken}{off}{beside}"
     if others:
-        text = "%s: takes %s and leaves out %s; --checkpoint_key %s would take that"
-        log.warning(text, source, taken, ", ".join(map(str, others)), others[0].key)
+        left = ", ".join(map(str, others))
+        log.warning("%s; leaves out %s, which --checkpoint_key %s would take", said, left, others[0].key)
+    elif taken.key != KEYS[0] or taken.prefixes or taken.beside:
+        log.info("%s", said)
 
 
 def _several(names: tuple[str, ...]) -> str:
