@@ -227,7 +227,7 @@ def huggingface_family(keys: Iterable[str]) -> str | None:
     A model that has no table here is taken for a DETR, and `convert_official` names the keys that are foreign to it.
     """
     keys = set(keys)
-    if not any(re.match(BODY, key) for key in keys):
+    if not any(re.match(r"model\.backbone\.(conv_encoder|model)\.", key) for key in keys):
         return None
     if "model.level_embed" in keys:
         return "huggingface_deformable_detr"

@@ -82,7 +82,7 @@ def stored_config(content: Mapping, source: str, options: Mapping | None = None)
         ConfigError: it is not what training writes, or an override does not exist.
     """
     text = content.get("config")
-    return parse_config(text, source, options) if isinstance(text, str) else None
+    return parse_config(text, source, options) if isinstance(text, str) and "model = " in text else None
 
 
 FREE = ("num_classes", "pretrained")

@@ -42,7 +42,11 @@ def our_names(detector: nn.Module, weights: dict[str, Tensor], family: str | Non
         CheckpointError: keys that neither we nor the family have.
     """
     family = huggingface_family(weights) or family
-    if family is None or _are_ours(weights, detector):
+    head = _foreign_head(weights, detector)
+    if head and not huggingface_family(weights):
+        log.info("%s: '%s' before all names is taken off", source, head)
+        return our_names(detector, {n.removeprefix(head): v for n, v in weights.items()}, family, source)
+    if family is None or _are_ours(weights, detector, family):
         log.info("%s: a checkpoint of this project, %d weights", source, len(weights))
         return weights
     log.info("%s: an official %s checkpoint, %d weights", source, family, len(weights))
@@ -58,11 +62,20 @@ def our_names(detector: nn.Module, weights: dict[str, Tensor], family: str | Non
         raise CheckpointError(f"{source}: {error.args[0]}; likely reason: {reason}") from error
 
 
-def _are_ours(weights: dict[str, Tensor], detector: nn.Module) -> bool:
+def _foreign_head(weights: dict[str, Tensor], detector: nn.Module) -> str:
+    """What stands before all names and begins neither ours nor official ones: the attribute that held the detector."""
+    heads = {name[: name.find(".") + 1] for name in weights}
+    parts = {f"{name.partition('.')[0]}." for name in detector.state_dict()}
+    return heads.pop() if len(heads) == 1 and not heads & parts and not families_with(weights) else ""
+
+
+def _are_ours(weights: dict[str, Tensor], detector: nn.Module, family: str) -> bool:
     """Whether most names are the detector's, or all begin as its names do: a detector of ours of another config."""
     own = detector.state_dict().keys()
-    parts = {name.split(".")[0] for name in own}
-    return len(weights.keys() & own) > len(weights) / 2 or all(name.split(".")[0] in parts for name in weights)
+    if len(weights.keys() & own) > len(weights) / 2:
+        return True
+    parts = {name.partition(".")[0] for name in own}
+    return all(name.partition(".")[0] in parts for name in weights) and family not in families_with(weights)
 
 
 def load_checkpoint(detector: nn.Module, content: dict, family: str | None, source: str):
@@ -76,7 +89,7 @@ def load_checkpoint(detector: nn.Module, content: dict, family: str | None, sour
         CheckpointError: lists missing, unexpected and mis-shaped keys together; names weights that are not finite; or
             the checkpoint holds several tensors where the detector shares one, and would fit by its shapes alone.
     """
-    weights = our_names(detector, model_weights(content, source), family, source)
+    weights = _with_second_names(detector, our_names(detector, model_weights(content, source), family, source))
     averaged = ema_weights(content)
     sound = averaged is not None and not non_finite(averaged)
     check_finite(weights, source, "its EMA is finite: --checkpoint_key ema takes that" if sound else "")
@@ -149,6 +162,18 @@ def sound_ema(content: dict, source: str) -> dict[str, Tensor] | None:
     return None
 
 
+def _with_second_names(detector: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under all names of a parameter that has several: programs save it under one of them alone."""
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in detector.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    found = {}
+    for same in names.values():
+        first = next((name for name in same if name in weights), None)
+        found |= {name: weights[first] for name in same if first is not None and name not in weights}
+    return {**weights, **found} if found else weights
+
+
 def _contradicted(detector: nn.Module, weights: dict[str, Tensor]) -> tuple[str, str] | None:
     """Two names of one parameter for which there are different weights; None where there are none."""
     names = {}
@@ -183,7 +208,7 @@ def load_for_finetuning(
     weights = model_weights(content, source)
     say_ema_is_left_out(content, source)
     kept = {key: value for key, value in weights.items() if not any(name in key for name in ignored)}
-    named = our_names(detector, kept, family, source)
+    named = _with_second_names(detector, our_names(detector, kept, family, source))
     problems = load_matching_weights(detector, named, ignored, source)
     problems["ignored"] += [key for key in weights if key not in kept]
     problems["missing"] = [key for key in problems["missing"] if key not in problems["ignored"]]

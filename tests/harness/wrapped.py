@@ -66,6 +66,7 @@ def variants(w: StateDict) -> dict[str, object]:
         "model_ema": {"model": w, "model_ema": other},
         "ema_model_alone": {"ema_model": w},
         "deep": {"checkpoint": {"model": {"state_dict": prefixed(w, "module.")}}},
+        "a_prefix_of_ones_own": {"state_dict": prefixed(w, "my_detector.")},
         "unknown_key": {"my_detector": w, "epoch": 3},
         "beside_other_parts": {"model": w, "criterion": {"empty_weight": torch.ones(92)}, "step": torch.tensor(3)},
     }

@@ -21,12 +21,12 @@ AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|teacher)([._]|$)", re.IGNOREC
 """Keys of averages, which stand back behind the weights themselves."""
 HOLDERS = (
     "module", "model", "net", "network", "detector", "state_dict", "ema_model", "model_ema", "ema", "averaged_model",
-    "student", "teacher",
+    "student", "teacher", "base_model", "_model", "detr",
 )  # fmt: skip
 """Attributes under which programs hold a model: what stands before all of its names is taken off."""
 WRAPPER = re.compile(r"^module\.|(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Of classes that wrap a module. No module of a detector is called so; torch.compile stands within names, too."""
-TRANSFORMERS = "model.backbone.conv_encoder."
+TRANSFORMERS = re.compile(r"model\.backbone\.(conv_encoder|model)\.")
 """Names of transformers begin with "model." themselves, not all of them."""
 OPTIMIZER = re.compile("optim", re.IGNORECASE)
 DEEP = 4
@@ -98,7 +98,7 @@ def _models(key: str, names: dict[str, str]) -> list[tuple[str, dict[str, str], 
     names = _without_wrappers(names)
     heads = {_head(name) for name in names.values()}
     holders = [holder for holder in HOLDERS if holder in heads]
-    if not holders or any(name.startswith(TRANSFORMERS) for name in names.values()):
+    if not holders or any(map(TRANSFORMERS.match, names.values())):
         return [(key, names, ())]
     groups = {h: {old: new.removeprefix(f"{h}.") for old, new in names.items() if _head(new) == h} for h in holders}
     if len(heads) == 1:

@@ -89,6 +89,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--find_unused_params", action="store_true", help="let processes agree on parameters without gradient")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch passes it
     args = parser.parse_args(arguments)
+    if args.checkpoint_key and not (args.eval or args.test or args.resume or args.pretrain_model_path):
+        parser.error("--checkpoint_key: of which checkpoint? Give --resume or --pretrain_model_path, too")
     if args.dry_run and (args.eval or args.test or args.benchmark or args.benchmark_train or args.benchmark_only):
         parser.error("--dry_run tries a training: it goes with none of --eval, --test, --benchmark...")
     return args
