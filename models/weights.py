@@ -220,7 +220,8 @@ def load_for_finetuning(
         )
     log.info("%s:\n%s", source, _table(detector, loaded, problems))
     theirs = content.get("categories")
-    if categories and theirs and theirs != categories and any("class_embed" in key for key in loaded):
+    known = isinstance(theirs, dict) and "names" in theirs  # else another program's
+    if categories and known and theirs != categories and any("class_embed" in key for key in loaded):
         log.warning(
             "%s: was trained for other classes (%s, ...), and just as many; --finetune_ignore class_embed label_embed "
             "starts their weights anew",

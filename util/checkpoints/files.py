@@ -210,12 +210,13 @@ def model_weights(content: Mapping, source: str = "checkpoint") -> dict[str, Ten
         there = ", ".join(map(str, content)) or "nothing"
         raise CheckpointError(f"{source}: holds no weights; at its top level there is {there[:200]}")
     taken, *others = found
+    most = max(len(one.weights) for one in found)
+    others = [one for one in others if 10 * len(one.weights) >= most]
     if _average(content, taken.weights.keys()) is not None:
         others = [one for one in others if one.key != EMA]
-    elif not (content.get(EMA) is None or taken.key.startswith(EMA) or any(one.key.startswith(EMA) for one in others)):
-        log.warning("%s: what it holds as '%s' is not an EMA of weights and is left out", source, EMA)
-    most = max(len(one.weights) for one in found)
-    say_what_was_taken(taken, [one for one in others if 10 * len(one.weights) >= most], source)
+    elif not (content.get(EMA) is None or any(one.key.split(".")[0] == EMA for one in (taken, *others))):
+        log.warning("%s: what it holds as '%s' is not an EMA of its weights and is left out", source, EMA)
+    say_what_was_taken(taken, others, source)
     return taken.weights
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -22,8 +22,8 @@ WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
 """Of a schedule of PyTorch: what changes as it is stepped."""
 RATES = ("initial_lr", "max_lr", "min_lr")
 """Of a group of an optimiser: what a schedule of PyTorch reckons from."""
-PARTS = {"optimizer": dict, "schedule": dict, "scaler": dict, "epoch": int, "best": dict, "random": list}
-"""What a checkpoint of ours holds of a training beside weights, and what that is."""
+PARTS = {"optimizer": ("state", "param_groups"), "schedule": ("last_epoch",), "scaler": (), "best": ()}
+"""What a checkpoint of ours holds of a training beside weights, and what is in it in any case."""
 FORMER_KEYS = {"pictures": "dataset_size", "processes": "world_size"}
 """What older checkpoints call these."""
 
@@ -111,7 +111,7 @@ class TrainingState:
             content: of the checkpoint, whose weights the model has already.
             source: where it comes from, for messages.
         """
-        if all(isinstance(content.get(name), kind) for name, kind in PARTS.items()):
+        if _is_training(content):
             self.load_state_dict(content, source)
             log.info("%s: going on after %d epochs and %d batches", source, self.epoch, self.batch)
             return
@@ -133,7 +133,7 @@ class TrainingState:
         own = [{name: group[name] for name in RATES if name in group} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(content["optimizer"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # the latter where it is none of PyTorch's
+        except ValueError as error:
             remedy = "To start anew from its weights, give it as --pretrain_model_path"
             raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
         # How long the schedule is, is this config's to say; where in it we are, the checkpoint's.
@@ -190,6 +190,17 @@ class TrainingState:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
+
+
+def _is_training(content: dict) -> bool:
+    """Whether a checkpoint holds a training's state as ours do; what other programs keep under these names is none."""
+    random, parts = content.get("random"), [(content.get(name), keys) for name, keys in PARTS.items()]
+    return (
+        all(isinstance(part, Mapping) and part.keys() >= set(keys) for part, keys in parts)
+        and isinstance(content.get("epoch"), int)
+        and isinstance(random, list)
+        and all(isinstance(state, Mapping) and isinstance(state.get("cpu"), torch.Tensor) for state in random)
+    )
 
 
 def _load_ema(ema: AveragedModel, model: nn.Module, content: dict, source: str):

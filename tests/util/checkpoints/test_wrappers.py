@@ -28,6 +28,8 @@ from util.checkpoints.files import (
 from util.checkpoints.wrappers import find_weights
 from util.cli.arguments import parse_arguments
 from util.config import dump_config, load_config
+from util.training.optimizer import build_schedule
+from util.training.state import TrainingState
 
 ROOT = Path(__file__).parents[3]
 NAME, FAMILY = "deformable_detr_r50_single_scale", "deformable_detr"
@@ -131,7 +133,7 @@ SAID = {
     "rtdetr": "x.pth: takes 'model' of 10 weights; leaves out 'ema.module' of 10 weights, which --checkpoint_key "
     "ema.module would take",
     "rtdetr_released": "x.pth: takes 'ema.module' of 10 weights",
-    "ema_is_a_number": "x.pth: what it holds as 'ema' is not an EMA of weights and is left out",
+    "ema_is_a_number": "x.pth: what it holds as 'ema' is not an EMA of its weights and is left out",
     "timm": "x.pth: takes 'state_dict' of 10 weights; leaves out 'state_dict_ema' of 10 weights",
     "unknown_key": "x.pth: takes 'my_detector' of 10 weights",
 }
@@ -338,6 +340,51 @@ def test_weights_alone_start_a_training_at_its_first_epoch(trained, tmp_path, ca
         "(its optimizer, lr_scheduler are not a training's of ours and are left out): training begins at epoch 0"
         in said
     )
+
+
+FOREIGN = {
+    "optimizer": [1, {"state": {}}],
+    "schedule": ["x", {"milestones": [3]}],
+    "random": [{}, [None], [{"numpy": 1}]],
+    "epoch": ["last", None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in FOREIGN.items() for value in values])
+def test_a_state_of_another_program_is_left_out(name, value, caplog):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule, scaler = build_schedule(optimizer, 5, 4, kind="cosine"), torch.amp.GradScaler(enabled=False)
+    state = TrainingState(model, optimizer, schedule, scaler, None, {}, {"steps_per_epoch": 5})
+    state.resume({**state.state_dict(), "epoch": 2, name: value}, "x.pth")
+    assert state.epoch == 0
+    assert "x.pth: holds weights alone (its optimizer, schedule, scaler are not a training's of ours" in caplog.text
+    state.resume({**state.state_dict(), "epoch": 2}, "x.pth")
+    assert state.epoch == 2
+
+
+def test_tied_weights_may_be_saved_once():
+    """As safetensors' save_model and accelerate save them."""
+    tied = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    bias = {"0.bias": torch.ones(2), "1.bias": torch.ones(2)}
+    for name in ("0.weight", "1.weight"):
+        load_checkpoint(tied, {"model": {**bias, name: torch.full((2, 2), 3.0)}}, None, "x.pth")
+        assert tied[1].weight.eq(3).all()
+        torch.nn.init.zeros_(tied[0].weight)
+
+
+def test_an_official_backbone_alone_is_no_checkpoint_of_ours():
+    backbone = {name: value for name, value in weights_of("theirs").items() if name.startswith("backbone.")}
+    with pytest.raises(CheckpointError, match=r"missing \(\d+\): neck"):
+        load_checkpoint(detector(), {"model": backbone}, FAMILY, "x.pth")
+
+
+def test_a_key_needs_a_checkpoint(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["-c", "x.py", "--checkpoint_key", "ema"])
+    assert "--checkpoint_key: of which checkpoint? Give --resume or --pretrain_model_path" in capsys.readouterr().err
+    assert parse_arguments(["-c", "x.py", "--checkpoint_key", "ema", "--eval"]).checkpoint_key == "ema"
 
 
 @pytest.mark.parametrize("average", [0.9, {"module": {"w": torch.ones(2)}, "updates": 3}, "spoilt"])
