@@ -106,7 +106,9 @@ class Run:
         model = detector = self.build()
         num_images = self.splits.num_images["train"]
         categories, pretrained = self.splits.categories.state_dict(), (args.pretrain_model_path, args.finetune_ignore)
-        load_initial_weights(detector, content, source, self.family, *pretrained, categories, num_images)
+        load_initial_weights(
+            detector, content, source, self.family, *pretrained, categories, num_images, args.checkpoint_key
+        )
         origin = (content or {}).get("resumed_from") if args.resume in (None, "auto") else args.resume
         metadata = {"config": dump_config(cfg), "categories": categories, "resumed_from": origin}
         self._write("config.py", metadata["config"])
@@ -182,7 +184,7 @@ class Run:
         Raises:
             ConfigError: there is none, and `flag` needs one.
         """
-        content, source = self.store.find(self.args.resume, training=training)
+        content, source = self.store.find(self.args.resume, training, self.args.checkpoint_key)
         if content is not None:
             self.splits.follow(stored_categories(content, source), source)
         elif flag:

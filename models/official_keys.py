@@ -227,12 +227,20 @@ def huggingface_family(keys: Iterable[str]) -> str | None:
     A model that has no table here is taken for a DETR, and `convert_official` names the keys that are foreign to it.
     """
     keys = set(keys)
-    if not any(key.startswith("model.backbone.") for key in keys):
+    if not any(re.match(r"model\.backbone\.(conv_encoder|model)\.", key) for key in keys):
         return None
     if "model.level_embed" in keys:
         return "huggingface_deformable_detr"
     conditional = any(key.startswith("model.decoder.query_scale.") for key in keys)
     return "huggingface_conditional_detr" if conditional else "huggingface_detr"
+
+
+def families_with(keys: Iterable[str]) -> list[str]:
+    """The families whose tables know all of these keys; official names of several families are alike."""
+    keys = [key for key in keys if not DERIVED.search(key)]
+    return [
+        family for family, table in FAMILIES.items() if all(any(re.match(rule, key) for rule in table) for key in keys)
+    ]
 
 
 def _joined(converted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import hubconf
+from models import build_detector
 from tests.golden import Recording, make_image
-from util.config import ConfigError
+from util.checkpoints.files import save_checkpoint
+from util.config import ConfigError, dump_config, load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,3 +87,45 @@ def test_commands_find_their_own_modules_wherever_they_are_started(command, tmp_
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def stored(path, config, options, **more):
+    """A checkpoint as training writes it; returns its weights."""
+    cfg = load_config(ROOT / "config" / config, options)
+    weights = build_detector(cfg).state_dict()
+    save_checkpoint({"model": weights, "config": dump_config(cfg), **more}, path)
+    return weights
+
+
+def test_a_checkpoint_of_ours_builds_the_model_that_it_describes(tmp_path, caplog):
+    options = {"model.num_classes": 3, "model.d_model": 32, "model.encoder.layer.ffn_dim": 48}
+    weights = stored(tmp_path / "own.pth", "small/lite_dino_r18_shapes.py", {"model.num_classes": 3})
+    model = hubconf.lite_dino_r18_shapes(tmp_path / "own.pth")
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert not caplog.text  # another number of classes is no contradiction
+    weights = stored(tmp_path / "wide.pth", "small/lite_dino_r18_shapes.py", options)
+    model = hubconf.lite_dino_r18_shapes(tmp_path / "wide.pth")
+    assert model.state_dict().keys() == weights.keys()
+    said = f"{tmp_path}/wide.pth: does not hold a lite_dino_r18_shapes (model.d_model is 32, not 128"
+    assert said in caplog.text
+    assert "the model is built as the checkpoint says" in caplog.text
+    caplog.clear()
+    model, postprocess = hubconf.detr_r50(tmp_path / "own.pth", return_postprocessor=True)
+    assert "does not hold a detr_r50 (model.d_model is 128, not 256; model.head.type" in caplog.text
+    assert model.decoder.heads[0].class_embed.out_features == 3
+    with torch.inference_mode():
+        (found,) = postprocess(model.eval()([make_image(64, 96)]), torch.tensor([[64, 96]]))
+    assert found["labels"].max() < 3
+
+
+def test_an_average_is_taken_by_key(tmp_path, caplog):
+    caplog.set_level("INFO")
+    weights = build_detector(load_config(ROOT / "config/small/lite_dino_r18_shapes.py")).state_dict()
+    average = {f"module.{key}": value * 0.5 if value.is_floating_point() else value for key, value in weights.items()}
+    stored(tmp_path / "own.pth", "small/lite_dino_r18_shapes.py", {}, ema=average)
+    model = hubconf.lite_dino_r18_shapes(tmp_path / "own.pth", checkpoint_key="ema")
+    assert torch.equal(model.neck.level_embed, average["module.neck.level_embed"])
+    assert "stands for their EMA" not in caplog.text
+    model = hubconf.lite_dino_r18_shapes(tmp_path / "own.pth")
+    assert not torch.equal(model.neck.level_embed, average["module.neck.level_embed"])
+    assert "its weights themselves are taken; the checkpoint key 'ema' stands for their EMA" in caplog.text

@@ -31,6 +31,7 @@ from util.cli.outputs import writable_file
 from util.cli.tools import run_tool
 from util.config import ConfigError, parse_options
 from util.files.writing import whole_file
+from util.reporting.logger import setup_logging
 from util.tensors.image_batch import ImageBatch
 
 OPSET = 18
@@ -224,7 +225,10 @@ def example_image(height: int, width: int) -> Tensor:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="file or URL")
+    parser.add_argument("--checkpoint", required=True, help="file, folder or URL")
+    parser.add_argument(
+        "--checkpoint_key", metavar="KEY", help="where in it the weights are, if not as found by itself"
+    )
     parser.add_argument("--output", required=True, type=writable_file, help="the file to write: .onnx or .pt2")
     parser.add_argument("-c", "--config_file", help="for the papers' own files, which hold no config")
     parser.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config; need -c")
@@ -241,7 +245,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options))
+    setup_logging(None)
+    restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options), key=args.checkpoint_key)
     name = args.config_file or args.checkpoint
     check_exportable(name, restored.detector, restored.postprocess, args.with_processing)
     resize = restored.cfg.data.resize

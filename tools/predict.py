@@ -59,8 +59,8 @@ class Predictor:
     """A detector out of a checkpoint, for images in memory.
 
     Args:
-        checkpoint: a file or URL.
-        config, options: see models.restore.restore_detector.
+        checkpoint: a file, folder or URL.
+        config, options, key: see models.restore.restore_detector.
         score: detections below it are left out.
         classes: names or category ids; others are left out. None takes all.
         device: "cpu" or "cuda"; where there is one, the GPU.
@@ -86,11 +86,12 @@ class Predictor:
         amp: bool = False,
         mode: str = "eager",
         max_pixels: int = MAX_PIXELS,
+        key: str | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"mode='{mode}' is none of {', '.join(MODES)}")
         self.precision = Precision(device or ("cuda" if torch.cuda.is_available() else "cpu"), amp)
-        self.model = restore_detector(checkpoint, config, options, self.precision.device)
+        self.model = restore_detector(checkpoint, config, options, self.precision.device, key)
         self.detect = MODES[mode](self.model.detector)
         resize = self.model.cfg.data.resize
         self.transform = call_with_config(EvalTransform, resize, where=node_location(resize))
@@ -225,7 +226,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="IMAGE",
         help="files, folders with their sub-folders, patterns ('a/**/*.jpg'), videos with OpenCV",
     )
-    add("--checkpoint", required=True, metavar="FILE|URL")
+    add("--checkpoint", required=True, metavar="FILE|FOLDER|URL")
+    add("--checkpoint_key", metavar="KEY", help="where in it the weights are, if not what is found by itself")
     add(
         "-c", "--config_file", metavar="FILE", help="instead of the config in the checkpoint; the papers' files need it"
     )
@@ -278,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=args.device,
             amp=args.amp,
             mode=args.mode,
+            key=args.checkpoint_key,
         )
     except (CheckpointError, ConfigError) as error:
         log.error("%s", error)

@@ -81,7 +81,8 @@ def chosen_layers(known: list[str], asked: list[str] | None) -> list[str]:
 
 def look_at_images(args: argparse.Namespace) -> int:
     """The command `look`; returns 0, or 1 if not one image could be used."""
-    restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options))
+    options = parse_options(args.options)
+    restored = restore_detector(args.checkpoint, args.config_file, options, key=args.checkpoint_key)
     if not isinstance(restored.detector, Detector):
         raise ConfigError(f"{args.checkpoint}: a {type(restored.detector).__name__} has no attention to look at")
     transform = EvalTransform(**restored.cfg.data.resize)
@@ -142,6 +143,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help=f"images of more pixels are skipped; default {MAX_PIXELS}, Pillow's limit",
     )
+    one.add_argument("--checkpoint_key", metavar="KEY", help="where in it the weights are, if not as found by itself")
     one.add_argument("--queries", nargs="+", type=int, metavar="N", help="default: the surest ones")
     one.add_argument("--best", type=int, default=3, help="how many of the surest; default 3")
     one.add_argument(

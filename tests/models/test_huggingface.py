@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import hubconf
 from models import build_detector
 from models.official_keys import convert_official, huggingface_family
+from models.restore import restore_detector
 from models.weights import load_checkpoint, load_for_finetuning
 from tests.golden import filled, make_image
 from tests.tiny import shrunk
+from tools.convert_checkpoint import convert
 from util.checkpoints.files import CheckpointError, read_checkpoint
+from util.config import dump_config
 from util.tensors.image_batch import ImageBatch
 
 transformers = pytest.importorskip("transformers")
@@ -143,3 +147,30 @@ def test_foreign_keys_are_named():
     ):
         load_checkpoint(torch.nn.Identity(), keys, "detr", "table.safetensors")
     assert huggingface_family({"transformer.level_embed": None}) is None
+
+
+def test_a_folder_of_transformers_is_a_checkpoint_everywhere(tmp_path, caplog):
+    """In one file or several: it is evaluated, fine-tuned from, restored, converted and taken by the hub alike."""
+    caplog.set_level("INFO")
+    name, options = "detr/detr_r50", {"model.backbone.depth": 18, "model.num_classes": 5}
+    model, folder, config = peer(name), tmp_path / "hub", tmp_path / "detr_r50.py"
+    model.save_pretrained(folder, max_shard_size="20MB")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    config.write_text(dump_config(shrunk(CONFIG / f"{name}.py", **options)))
+    assert_same_answers(restore_detector(folder, config).detector, model)
+    assert_same_answers(hubconf._load(config, folder).eval(), model)
+    fine = ours(name)
+    load_for_finetuning(fine, str(folder), "detr", [])
+    assert_same_answers(fine, model)
+    convert(folder, tmp_path / "one.safetensors")
+    assert_same_answers(restore_detector(tmp_path / "one.safetensors", config).detector, model)
+    assert "an official huggingface_detr checkpoint" in caplog.text
+    lightning = {
+        "state_dict": {f"model.{key}": value for key, value in read_checkpoint(tmp_path / "one.safetensors").items()}
+    }
+    detector = ours(name)
+    load_checkpoint(detector, lightning, "detr", "lightning.ckpt")
+    assert_same_answers(detector, model)
+    next(folder.glob("model-00002-of-*")).unlink()
+    with pytest.raises(CheckpointError, match=r"hub: model-00002-of-\S+ of its \d files of weights is missing"):
+        restore_detector(folder, config)

@@ -2,30 +2,38 @@
 
 import argparse
 import functools
+import json
+import logging
 import os
-import pickle
 import platform
-import re
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.checkpoints.download import DownloadError, fetch_checkpoint, sha256
+from util.checkpoints.errors import CheckpointError
+from util.checkpoints.fitting import check_finite, likely_reason
+from util.checkpoints.folders import weight_files
+from util.checkpoints.formats import foreign_format, is_safetensors, reading_problem
+from util.checkpoints.wrappers import find_weights, say_what_was_taken, weights_under
 from util.files.writing import storage_problem
 from util.processes.distributed import gather_objects, run_in_all_processes, run_in_main_process, world_size
 
+log = logging.getLogger(__name__)
+
 FORMAT = "leandetr-1"
+EMA = "ema"
+"""The key of the EMA in a checkpoint of ours."""
+FACTS = ("config", "categories")
+"""What a checkpoint of ours says about its weights."""
 SHOWN = 12
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file, what is wrong and what helps."""
 
 
 def save_checkpoint(content: dict, *paths: Path, before: Callable[[Path], object] | None = None):
@@ -91,36 +99,52 @@ def library_versions() -> dict[str, str]:
 
 
 def read_checkpoint(source: str | Path) -> dict:
-    """Reads a checkpoint of ours, of the papers' repositories, of torchvision or of timm, from a file or a URL.
+    """Reads a checkpoint of ours, of the papers' repositories, of transformers, of torchvision or of timm.
 
-    A URL, or "hf-hub:OWNER/NAME" on the Hugging Face hub, is downloaded once. Nothing in the file is ever executed:
-    beside tensors and plain values only argparse.Namespace is admitted, which the papers' files contain and which
-    merely holds values. One process alone may ask; `read_checkpoint_in_all_processes` is for all together.
+    From a file, from a folder as transformers writes it, or from a URL or "hf-hub:OWNER/NAME" on the Hugging Face hub,
+    which is downloaded once. Nothing in the file is ever executed: beside tensors and plain values only
+    argparse.Namespace is admitted, which the papers' files contain and which merely holds values. One process alone may
+    ask; `read_checkpoint_in_all_processes` is for all together.
 
     Raises:
-        CheckpointError: the file is not there, cannot be downloaded, is damaged, or contains something else.
+        CheckpointError: the file is not there, cannot be downloaded, is damaged, is no checkpoint, or contains
+            something else; says what it is and what helps.
     """
     path = _located(source)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint")
+    parts = [_read_file(part) for part in weight_files(path)]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _read_file(path: Path) -> dict:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        foreign = foreign_format(path)
+        if foreign is None and is_safetensors(path):
+            return _read_safetensors(path)
+        if foreign is None:
+            # A file, not its name: PyTorch goes by endings.
+            with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make its reader stumble in any way
-        reason = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class):?\s+(\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and reason:
-            named = next(filter(None, reason.groups()))
-            refusal = f"holds more than tensors and plain values ({named}) and is not loaded, since such a file can run"
-            raise CheckpointError(f"{path}: {refusal} code. Ask its author for one with the weights alone") from error
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {said}") from error
+        raise CheckpointError(f"{path}: {reading_problem(path, error)}") from error
+    if foreign is not None:
+        raise CheckpointError(f"{path}: {foreign}")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
-    if content.get("format") == FORMAT:
+    if content.get("format") == FORMAT and zipfile.is_zipfile(path):  # not so if other programs have written it anew
         _verify(path)
     return content
+
+
+def _read_safetensors(path: Path) -> dict:
+    """Weights by name; with their config and categories where tools/convert_checkpoint.py has kept those."""
+    weights = load_file(path)
+    with safe_open(path, "pt") as file:
+        said = file.metadata() or {}
+    if not said.keys() >= set(FACTS):
+        return weights
+    return {"model": weights, "config": said["config"], "categories": json.loads(said["categories"])}
 
 
 def read_checkpoint_in_all_processes(source: str | Path, content: dict | None = None) -> dict:
@@ -135,7 +159,7 @@ def read_checkpoint_in_all_processes(source: str | Path, content: dict | None = 
 
     def read() -> tuple[dict, str]:
         found = read_checkpoint(source) if content is None else content
-        return found, sha256(_located(source)) if world_size() > 1 else ""
+        return found, "".join(map(sha256, weight_files(_located(source)))) if world_size() > 1 else ""
 
     found, digest = run_in_all_processes(read, CheckpointError, f"All machines have to see the same {source}")
     digests = gather_objects(digest)
@@ -163,43 +187,96 @@ def _verify(path: Path):
         raise CheckpointError(f"{path}: damaged: {damaged} in it does not have its checksum")
 
 
-def model_weights(content: dict) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, whatever it is called there and however it was wrapped."""
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+def with_key(content: dict, key: str | None, source: str) -> dict:
+    """A checkpoint with the weights of one key alone, and what is said about them; as it is where no key is given.
+
+    Args:
+        key: where they are: "ema", "ema.module", "state_dict.ema_model"; "." for weights at the top level.
+
+    Raises:
+        CheckpointError: there are no such weights; lists the names that there are.
+    """
+    if key is None:
+        return content
+    chosen = weights_under(content, key, source)
+    say_what_was_taken(chosen, [], source)
+    return {"model": chosen.weights} | {name: content[name] for name in FACTS if name in content}
 
 
-def ema_weights(content: dict) -> dict[str, Tensor] | None:
-    """The EMA in a checkpoint of ours, under the model's own names; None where there is none."""
-    average = content.get("ema")
-    if average is None:
+def model_weights(content: Mapping, source: str = "checkpoint") -> dict[str, Tensor]:
+    """The state dict in a checkpoint, whatever it is called there and however it was wrapped; says which it was.
+
+    Of several, the weights themselves rather than their averages; an EMA as ours counts as belonging to them.
+
+    Raises:
+        CheckpointError: there are no weights.
+    """
+    found = find_weights(content)
+    if not found:
+        there = ", ".join(map(str, content)) or "nothing"
+        raise CheckpointError(f"{source}: holds no weights; at its top level there is {there[:200]}")
+    taken, *others = found
+    most = max(len(one.weights) for one in found)
+    others = [one for one in others if 10 * len(one.weights) >= most]
+    if _average(content, taken.weights.keys()) is not None:
+        others = [one for one in others if one.key != EMA]
+    elif not (content.get(EMA) is None or any(one.key.split(".")[0] == EMA for one in (taken, *others))):
+        log.warning("%s: what it holds as '%s' is not an EMA of its weights and is left out", source, EMA)
+    say_what_was_taken(taken, others, source)
+    return taken.weights
+
+
+def ema_weights(content: Mapping) -> dict[str, Tensor] | None:
+    """The EMA in a checkpoint of ours, under the model's own names; None where there is none.
+
+    What other programs keep under "ema" is none: its names are not those of the weights, or stand deeper.
+    """
+    if content.get(EMA) is None:
         return None
-    return {key.removeprefix("module."): value for key, value in average.items() if key.startswith("module.")}
+    found = find_weights(content)
+    return _average(content, found[0].weights.keys()) if found and found[0].key != EMA else None
+
+
+def _average(content: Mapping, names) -> dict[str, Tensor] | None:
+    """An EMA as PyTorch's AveragedModel saves it, of weights of these names."""
+    average = content.get(EMA)
+    if not isinstance(average, Mapping) or not all(str(n).startswith("module.") or n == "n_averaged" for n in average):
+        return None
+    found = find_weights({EMA: average})
+    return found[0].weights if found and found[0].weights.keys() == names else None
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str):
     """Fills a model; every key must be there and fit.
 
     Raises:
-        CheckpointError: lists missing, unexpected and mis-shaped keys together.
+        CheckpointError: lists missing, unexpected and mis-shaped keys together, with what is likely the reason; or
+            names weights that are not finite.
     """
     problems = compare_keys(model, weights)
     if any(problems.values()):
-        raise CheckpointError(f"{source} does not fit this model:\n{format_key_problems(problems)}")
+        reason = likely_reason(problems, len(weights.keys() & model.state_dict().keys()))
+        raise CheckpointError(
+            f"{source} does not fit this model:\n{format_key_problems(problems)}\n  likely reason: {reason}"
+        )
+    check_finite(weights, source)
     model.load_state_dict(weights)
 
 
-def load_matching_weights(model: nn.Module, weights: dict[str, Tensor], ignored: list[str]) -> dict[str, list[str]]:
+def load_matching_weights(
+    model: nn.Module, weights: dict[str, Tensor], ignored: list[str], source: str
+) -> dict[str, list[str]]:
     """Fills what fits and leaves the rest as initialised, for fine-tuning.
 
     Args:
         ignored: weights whose name contains one of these are skipped.
+        source: where the weights come from, for messages.
 
     Returns:
         keys by what became of them: missing, unexpected, mis-shaped, ignored.
+
+    Raises:
+        CheckpointError: what fits is not finite.
     """
     skipped = [key for key in weights if any(part in key for part in ignored)]
     weights = {key: value for key, value in weights.items() if key not in skipped}
@@ -208,6 +285,7 @@ def load_matching_weights(model: nn.Module, weights: dict[str, Tensor], ignored:
     problems["missing"] = [key for key in problems["missing"] if key not in skipped]
     current = model.state_dict()
     fitting = {k: v for k, v in weights.items() if k in current and v.shape == current[k].shape}
+    check_finite(fitting, source)
     model.load_state_dict(fitting, strict=False)
     return problems
 

@@ -3,7 +3,13 @@
 import logging
 from pathlib import Path
 
-from util.checkpoints.files import CheckpointError, read_checkpoint, read_checkpoint_in_all_processes, save_checkpoint
+from util.checkpoints.files import (
+    CheckpointError,
+    read_checkpoint,
+    read_checkpoint_in_all_processes,
+    save_checkpoint,
+    with_key,
+)
 from util.processes.distributed import broadcast_object, is_main, run_in_all_processes
 
 log = logging.getLogger(__name__)
@@ -49,7 +55,7 @@ class CheckpointStore:
             elif (newer := self.folder / PREVIOUS.format(number - 1)).is_file():
                 newer.replace(older)
 
-    def find(self, source: str | None, training: bool = False) -> tuple[dict | None, str]:
+    def find(self, source: str | None, training: bool = False, key: str | None = None) -> tuple[dict | None, str]:
         """The checkpoint to go on from or to evaluate, and where it is; None when there is none.
 
         To be called by all processes together: the main one chooses, and all read the same.
@@ -58,12 +64,14 @@ class CheckpointStore:
             source: a file, a URL, or None or "auto" for the newest here.
             training: the newest here is taken too where it went on from `source` already: a command that names a
                 checkpoint and is started again, after a crash say, does not lose what it had done.
+            key: where in `source` the weights are, see `with_key`; what a training saved here itself is taken whole.
 
         Raises:
             CheckpointError: in all processes, where one of them cannot read it or finds another file there.
         """
         if source in (None, "auto"):
-            return self.newest()
+            content, newest = self.newest()
+            return content if content is None or training else with_key(content, key, newest), newest
         content, newest, error = self._search() if training else (None, "", "")
         if error:
             log.warning("%s: not looked at: %s", self.folder, error)
@@ -71,7 +79,8 @@ class CheckpointStore:
         if goes_on:
             log.info("%s went on from %s already", newest, source)
         chosen = broadcast_object(newest if goes_on else source)
-        return read_checkpoint_in_all_processes(chosen, content if goes_on else None), chosen
+        found = read_checkpoint_in_all_processes(chosen, content if goes_on else None)
+        return with_key(found, key, chosen) if chosen == source else found, chosen
 
     def newest(self) -> tuple[dict | None, str]:
         """The newest checkpoint that is whole, and where it is; None when there is none. The same in all processes.

@@ -64,6 +64,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if lines := papers_options(sys.argv[1:] if arguments is None else arguments, parser._option_string_actions):
         parser.error("options of the papers' code:\n  " + "\n  ".join(lines))
     args = parser.parse_args(arguments)
+    if args.checkpoint_key and not (args.eval or args.test or args.resume or args.pretrain_model_path):
+        parser.error("--checkpoint_key: of which checkpoint? Give --resume or --pretrain_model_path, too")
     if args.dry_run and (args.eval or args.test or args.benchmark or args.benchmark_train or args.benchmark_only):
         parser.error("--dry_run tries a training: it goes with none of --eval, --test, --benchmark...")
     return args
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add = weights.add_argument
     add(
         "--resume",
-        metavar="FILE|URL|auto",
+        metavar="FILE|FOLDER|URL|auto",
         help="continue from a checkpoint, or evaluate it: ours or the papers' own. 'auto': the newest in --output_dir, "
         "which is also taken when --resume is not given, and when it went on from this FILE already",
     )
@@ -102,7 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         help="take the classes of checkpoint, train and val by number, where their names do not agree",
     )
     add("--save_every_steps", type=int, metavar="N", help="save within epochs too (training.save_every_steps)")
-    add("--pretrain_model_path", metavar="FILE|URL", help="start from what fits of a checkpoint's weights")
+    add("--pretrain_model_path", metavar="FILE|FOLDER|URL", help="start from what fits of a checkpoint's weights")
+    add(
+        "--checkpoint_key",
+        metavar="KEY",
+        help="where in that checkpoint the weights are, if not what is found by itself: ema, ema.module, state_dict; "
+        "taken alone, so that training starts at its first epoch",
+    )
     add(
         "--finetune_ignore",
         nargs="+",

@@ -186,13 +186,18 @@ def load_config(path, options: Mapping | None = None) -> ConfigDict:
     path = Path(path)
     values = _read(path)
     _check_plain(values, str(path), "")
+    return _with_options(values, options, str(path))
+
+
+def _with_options(values: dict, options: Mapping | None, source: str) -> ConfigDict:
+    """A config of these values and overrides, whose dicts know where they stand."""
     cfg = ConfigDict(values)
-    _place(cfg, str(path))
+    _place(cfg, source)
     for name, value in (options or {}).items():
         for target, chosen in _expand_alias(cfg, name, value):
             _set_path(cfg, target, chosen)
     cfg = ConfigDict(cfg.to_dict())
-    _place(cfg, str(path))
+    _place(cfg, source)
     return cfg
 
 
@@ -214,15 +219,16 @@ def dump_config(cfg: ConfigDict) -> str:
     return FormatCode(lines + "\n", style_config={"based_on_style": "pep8", "column_limit": 120})[0]
 
 
-def parse_config(text: str, source: str) -> ConfigDict:
+def parse_config(text: str, source: str, options: Mapping | None = None) -> ConfigDict:
     """The config that `dump_config` wrote, read without running it: the text may come from a stranger.
 
     Args:
         text: lines of `name = literal`, nothing else.
         source: where it comes from, for messages.
+        options: overrides, as in `load_config`.
 
     Raises:
-        ConfigError: the text holds anything but literals.
+        ConfigError: the text holds anything but literals; a path that does not exist.
     """
     values = {}
     try:
@@ -236,6 +242,4 @@ def parse_config(text: str, source: str) -> ConfigDict:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{source}: its config is not what dump_config writes and is not read: {reason}") from error
     _check_plain(values, source, "")
-    cfg = ConfigDict(with_current_names(values, source))
-    _place(cfg, source)
-    return cfg
+    return _with_options(with_current_names(values, source), options, source)

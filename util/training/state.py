@@ -3,14 +3,16 @@
 import contextlib
 import logging
 import math
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from util.checkpoints.files import CheckpointError, library_versions
+from util.checkpoints.files import EMA, CheckpointError, ema_weights, library_versions
+from util.checkpoints.fitting import describe_non_finite, non_finite
 from util.processes.distributed import gather_objects, is_main, rank, world_size
 from util.reporting.progress import Meter
 
@@ -20,6 +22,8 @@ WHERE = ("last_epoch", "base_lrs", "_step_count", "_last_lr")
 """Of a schedule of PyTorch: what changes as it is stepped."""
 RATES = ("initial_lr", "max_lr", "min_lr")
 """Of a group of an optimiser: what a schedule of PyTorch reckons from."""
+PARTS = {"optimizer": ("state", "param_groups"), "schedule": ("last_epoch",), "scaler": (), "best": ()}
+"""What a checkpoint of ours holds of a training beside weights, and what is in it in any case."""
 FORMER_KEYS = {"pictures": "dataset_size", "processes": "world_size"}
 """What older checkpoints call these."""
 
@@ -101,15 +105,24 @@ class TrainingState:
         }
 
     def resume(self, content: dict, source: str):
-        """Goes on from a checkpoint, if it is one of a training: weights alone start at the first epoch.
+        """Goes on from a checkpoint, if it is one of a training of ours: weights alone start at the first epoch.
 
         Args:
             content: of the checkpoint, whose weights the model has already.
             source: where it comes from, for messages.
         """
-        if "schedule" in content:
+        if _is_training(content):
             self.load_state_dict(content, source)
             log.info("%s: going on after %d epochs and %d batches", source, self.epoch, self.batch)
+            return
+        foreign = [name for name in content if re.search("optim|sched|scaler", str(name))]
+        others = (
+            f" (its {', '.join(map(str, foreign))} are not a training's of ours and are left out)" if foreign else ""
+        )
+        text = (
+            "%s: holds weights alone%s: training begins at epoch 0; to go on with a training, give its checkpoint.pth"
+        )
+        log.warning(text, source, others)
 
     def load_state_dict(self, content: dict, source: str):
         """Goes back to where a checkpoint of ours stood, weights aside, which the caller has loaded.
@@ -133,10 +146,7 @@ class TrainingState:
         self.schedule.load_state_dict({**self.schedule.state_dict(), **where})
         self.scaler.load_state_dict(content["scaler"])
         if self.ema is not None:
-            if content["ema"] is not None:
-                self.ema.load_state_dict(content["ema"])
-            else:
-                self.ema.module.load_state_dict(self.model.state_dict())
+            _load_ema(self.ema, self.model, content, source)
         self.epoch, self.best = content["epoch"], dict(content["best"])
         self.step, self.pending = content.get("step", 0), content.get("pending")
         self._load_position(content, source)
@@ -180,6 +190,31 @@ class TrainingState:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
+
+
+def _is_training(content: dict) -> bool:
+    """Whether a checkpoint holds a training's state as ours do; what other programs keep under these names is none."""
+    random, parts = content.get("random"), [(content.get(name), keys) for name, keys in PARTS.items()]
+    return (
+        all(isinstance(part, Mapping) and part.keys() >= set(keys) for part, keys in parts)
+        and isinstance(content.get("epoch"), int)
+        and isinstance(random, list)
+        and all(isinstance(state, Mapping) and isinstance(state.get("cpu"), torch.Tensor) for state in random)
+    )
+
+
+def _load_ema(ema: AveragedModel, model: nn.Module, content: dict, source: str):
+    """The EMA in a checkpoint; one that is missing, foreign or not finite starts anew from the model's weights."""
+    average = ema_weights(content)
+    spoilt = non_finite(average or {})
+    if average is not None and not spoilt:
+        ema.module.load_state_dict(average)
+        ema.n_averaged.fill_(int(content[EMA].get("n_averaged", 1)))
+        return
+    if content.get(EMA) is not None:
+        reason = describe_non_finite(spoilt, len(average)) if average else "not an EMA of its weights"
+        log.warning("%s: its '%s' is left out (%s); the EMA starts anew from the weights", source, EMA, reason)
+    ema.module.load_state_dict(model.state_dict())
 
 
 @contextlib.contextmanager
