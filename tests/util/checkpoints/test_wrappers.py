@@ -217,8 +217,8 @@ def test_why_weights_do_not_fit(tmp_path):
     for weights, said in (
         ({"model": seven.state_dict()}, "likely reason: another number of classes: --options model.num_classes"),
         (
-            {"model": {"a.b": torch.ones(2)}},
-            "official deformable_detr checkpoint: a.b; likely reason: it is of another",
+            {"model": {"a.b": torch.ones(2), "c": torch.ones(2)}},
+            "official deformable_detr checkpoint: a.b, c; likely reason: it is of another",
         ),
         ({"model": resnet18}, r"missing \(\d+\): .* and \d+ more\n  likely reason: another backbone"),
         ({"model": {k: v for k, v in own.items() if "input" not in k and not k.startswith("neck.proj")}}, "neck"),
