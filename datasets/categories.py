@@ -25,6 +25,8 @@ COCO = {
 }  # fmt: skip
 """Ids and names of COCO 2017's 80 categories; the ids have gaps."""
 
+COCO_SLOTS = 91
+"""The papers' models count from 0, which is nothing, to the largest id."""
 
 SHOWN = 8
 """How many names a message lists."""
@@ -78,10 +80,25 @@ class Categories:
         if convention == "contiguous" or (convention == "auto" and not is_coco):
             ids = tuple(sorted(names))
             return cls(ids, tuple(names[key] for key in ids))
-        if not all(0 < key <= 90 for key in names):
+        if not all(0 < key < COCO_SLOTS for key in names):
             raise ValueError("data.categories = 'coco' needs ids from 1 to 90; take 'contiguous' for other data")
-        slots = [key if key in names else None for key in range(91)]
-        return cls(tuple(slots), tuple(names.get(key, "") for key in range(91)))
+        slots = [key if key in names else None for key in range(COCO_SLOTS)]
+        return cls(tuple(slots), tuple(names.get(key, "") for key in range(COCO_SLOTS)))
+
+    @classmethod
+    def stored(cls, found: dict[str, list] | None, num_classes: int) -> "Categories":
+        """Those of a checkpoint.
+
+        Args:
+            found: as `state_dict` has them; None for a checkpoint that does not say: COCO's then for the 91 slots of
+                the papers' models, else numbers.
+            num_classes: slots of its classifier.
+        """
+        if found is not None:
+            return cls(tuple(found["ids"]), tuple(found["names"]))
+        if num_classes == COCO_SLOTS:
+            return cls.of([{"id": key, "name": name} for key, name in COCO.items()], "coco")
+        return cls(tuple(range(num_classes)), tuple(f"class {key}" for key in range(num_classes)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,10 +123,10 @@ class Categories:
     def labels(self) -> tuple[str, ...]:
         """By slot: the name, with the id behind it where several categories have that name."""
         times = Counter(self.names)
-        labels = [name if times[name] == 1 else f"{name} ({key})" for key, name in self._pairs()]
-        if len({label for label in labels if label}) < sum(map(bool, labels)):  # a name that looks like such a label
-            labels = [f"{name} ({key})" for key, name in self._pairs()]
-        return tuple(label if name else "" for label, name in zip(labels, self.names, strict=True))
+        numbered = [f"{name} ({key})" if name else "" for key, name in self._pairs()]
+        labels = [name if times[name] == 1 else other for name, other in zip(self.names, numbered, strict=True)]
+        shown = [label for label in labels if label]
+        return tuple(labels if len(set(shown)) == len(shown) else numbered)  # else a name looks like another's label
 
     def _pairs(self) -> Iterable[tuple[int | None, str]]:
         return zip(self.ids, self.names, strict=True)

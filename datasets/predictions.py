@@ -32,7 +32,7 @@ class Found:
 def draw_found(image: Image.Image, found: Found, categories: Categories) -> Image.Image:
     """A copy of an image with boxes, classes and scores on it; the surest on top."""
     rows = zip(found.boxes.tolist(), found.scores, found.slots, strict=True)
-    boxes = [Box(tuple(box), int(slot), f"{categories.names[slot]} {score:.2f}") for box, score, slot in rows]
+    boxes = [Box(tuple(box), int(slot), f"{categories.labels[slot]} {score:.2f}") for box, score, slot in rows]
     return draw_boxes(image, boxes[::-1])
 
 

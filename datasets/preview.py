@@ -26,7 +26,7 @@ def draw_detections(dataset: DetectionDataset, detections: np.ndarray, path: Pat
         except CorruptImageError:
             continue  # the evaluation has said so
         own = detections[(detections[:, 0] == index) & (detections[:, 5] >= score)]
-        names = found.categories.names
+        names = found.categories.labels
         detected = [
             _box(row[1:5], int(row[6]), f"{names[int(row[6])]} {row[5]:.2f}") for row in own[np.argsort(own[:, 5])]
         ]

@@ -51,7 +51,7 @@ class Splits:
             source: where they come from, for messages.
         """
         if stored is not None:
-            self.categories, self.source = Categories(tuple(stored["ids"]), tuple(stored["names"])), source
+            self.categories, self.source = Categories.stored(stored, len(stored["ids"])), source
 
     def dataset(self, split: str) -> DetectionDataset:
         """A split, "train", "val" or "test". In all processes together.
@@ -59,7 +59,10 @@ class Splits:
         Raises:
             ConfigError: it cannot be used, in one of the processes at least, or has other categories than the others.
         """
-        build = partial(build_dataset, self.cfg, split, self.args.seed, self.args.cache_mode, self.categories)
+        unlisted = self.categories
+        if unlisted is None and split == "test":
+            unlisted = Categories.stored(None, self.cfg.model.num_classes)
+        build = partial(build_dataset, self.cfg, split, self.args.seed, self.args.cache_mode, unlisted)
         dataset = run_in_all_processes(build, ConfigError, "All machines have to see the same data")
         self.num_images[split] = len(dataset)
         for problem in check_dataset(dataset, find_value(self.cfg.model, "num_queries")):

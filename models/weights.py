@@ -221,13 +221,17 @@ def load_for_finetuning(
     log.info("%s:\n%s", source, _table(detector, loaded, problems))
     theirs = content.get("categories")
     known = isinstance(theirs, dict) and "names" in theirs  # else another program's
-    if categories and known and theirs != categories and any("class_embed" in key for key in loaded):
-        log.warning(
-            "%s: was trained for other classes (%s, ...), and just as many; --finetune_ignore class_embed label_embed "
-            "starts their weights anew",
-            source,
-            ", ".join(name for name in theirs["names"] if name)[:60],
-        )
+    if categories and known and any("class_embed" in key for key in loaded):
+        names, own = list(theirs["names"]), list(categories["names"])
+        if names != own:
+            what = "the same classes in another order" if sorted(names) == sorted(own) else "other classes"
+            log.warning(
+                "%s: was trained for %s (%s, ...), and just as many; --finetune_ignore class_embed label_embed starts "
+                "their weights anew",
+                source,
+                what,
+                ", ".join(name for name in names if name)[:60],
+            )
 
 
 def say_ema_is_left_out(content: dict, source: str):

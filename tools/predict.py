@@ -28,7 +28,7 @@ from tools.lib.own_modules import check_own_modules
 
 check_own_modules("datasets", "models", "util")  # a notebook may have imported others
 
-from datasets.categories import COCO, Categories
+from datasets.categories import Categories
 from datasets.image_files import InputImage, as_image, find_image_files, read_images
 from datasets.images import MAX_PIXELS, CorruptImageError
 from datasets.predictions import Found, Predictions, draw_found
@@ -37,7 +37,7 @@ from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
 from util.cli.outputs import writable_folder
 from util.cli.tools import run_tool
-from util.config import ConfigDict, ConfigError, nearest_name, node_location, parse_options
+from util.config import ConfigError, nearest_name, node_location, parse_options
 from util.config.registry import call_with_config
 from util.reporting.logger import setup_logging
 from util.tensors.cuda_graphs import CaptureError, GraphedDetector
@@ -95,7 +95,7 @@ class Predictor:
         self.detect = MODES[mode](self.model.detector)
         resize = self.model.cfg.data.resize
         self.transform = call_with_config(EvalTransform, resize, where=node_location(resize))
-        self.categories = categories_of(self.model.categories, self.model.cfg)
+        self.categories = Categories.stored(self.model.categories, self.model.cfg.model.num_classes)
         self.score, self.max_pixels = score, max_pixels
         self.wanted = np.array(sorted(chosen_slots(self.categories, classes)))
 
@@ -140,25 +140,14 @@ class Predictor:
         return draw_found(as_image(image, self.max_pixels), found, self.categories)
 
 
-def categories_of(stored: dict[str, list] | None, cfg: ConfigDict) -> Categories:
-    """A checkpoint's classes. Without any: COCO's for the 91 slots of the papers' models, else numbers."""
-    if stored is not None:
-        return Categories(tuple(stored["ids"]), tuple(stored["names"]))
-    if cfg.model.num_classes == 91:
-        return Categories.of([{"id": key, "name": name} for key, name in COCO.items()], "coco")
-    ids = tuple(range(cfg.model.num_classes))
-    return Categories(ids, tuple(f"class {key}" for key in ids))
-
-
 def chosen_slots(categories: Categories, classes: list[str] | None) -> set[int]:
     """The classifier's slots of some classes, by name or id. Raises ConfigError for one that does not exist."""
-    known = {name: categories.slots[key] for key, name in categories.used}
+    labels = {categories.labels[slot]: slot for slot in categories.slots.values()}
+    known = dict(labels)
     known |= {str(key): slot for key, slot in categories.slots.items() if str(key) not in known}
     for name in classes or ():
         if name not in known:
-            raise ConfigError(
-                f"--classes: no class '{name}'; {nearest_name(name, [name for _, name in categories.used])}"
-            )
+            raise ConfigError(f"--classes: no class '{name}'; {nearest_name(name, list(labels))}")
     return {known[name] for name in classes} if classes else set(categories.slots.values())
 
 

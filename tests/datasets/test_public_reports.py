@@ -13,11 +13,14 @@ from PIL import Image
 import main as program
 from datasets.analysis import analyse_detections, read_results
 from datasets.annotations import read_annotations
+from datasets.categories import COCO, Categories
 from datasets.coco_eval import CocoEvaluator, detections_as_coco
 from datasets.image_paths import check_files, located
 from datasets.validate import main as validate
+from models import build_detector
 from tests.test_train import ROOT
 from util.cli.arguments import parse_arguments
+from util.config import load_config
 
 CASES = ROOT.parent / "shared/cases"
 NAMES = ("disc", "box", "bar")
@@ -574,6 +577,23 @@ def test_a_blind_split_takes_the_checkpoints_classes(config, trained, tmp_path):
     assert len(one) == 180
 
 
+def test_a_blind_split_takes_cocos_classes_of_a_checkpoint_that_says_nothing(config, tmp_path):
+    """As the papers' own files do, for 91 slots."""
+    root = write(tmp_path / "data")
+    (root / "annotations/blind.json").write_text(json.dumps({"images": content("val", 3)["images"]}))
+    classes = "model.num_classes=91"
+    weights = build_detector(load_config(config, {"model.num_classes": 91})).state_dict()
+    torch.save({"model": weights}, tmp_path / "theirs.pth")
+    options = (classes, "data.test.annotations=annotations/blind.json", "data.test.images=val2017")
+    status, _ = run(
+        config, root, tmp_path / "out", "--test", "--resume", tmp_path / "theirs.pth", "--options", *options
+    )
+    assert status == 0
+    rows = json.loads((tmp_path / "out/results.json").read_text())
+    assert rows
+    assert {row["category_id"] for row in rows} <= set(COCO)
+
+
 def test_a_val_split_without_objects_gets_a_word_and_the_newest_is_the_best(config, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     root = write(tmp_path / "data", lambda file, split: split == "val" and file.update(annotations=[]))
@@ -592,6 +612,19 @@ def test_classes_of_one_name_keep_their_rows(config, tmp_path):
     assert run(config, root, tmp_path / "out")[0] == 0
     entry = json.loads((tmp_path / "out/log.txt").read_text().splitlines()[-1])
     assert set(entry["test_classes"]) == {"disc (1)", "box", "disc (3)"}
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("a", "b"), ("a", "b")),
+        (("a", "b", "a"), ("a (0)", "b", "a (2)")),
+        (("a", "a", "a (1)"), ("a (0)", "a (1)", "a (1) (2)")),
+        (("", "a", "", "b", ""), ("", "a", "", "b", "")),  # COCO's gaps
+    ],
+)
+def test_every_class_has_a_label_of_its_own(names, labels):
+    assert Categories(tuple(range(len(names))), names).labels == labels
 
 
 # ----------------------------------------------------------------------------------------------------------- validate

@@ -76,9 +76,12 @@ def test_as_many_classes_of_other_names_are_noticed(checkpoint, caplog):
     theirs = {"ids": [1, 2, 3], "names": ["x", "y", "z"]}
     checkpoint({"model": new.state_dict(), "categories": theirs})
     load_for_finetuning(new, "three.pth", None, [], theirs)
+    load_for_finetuning(new, "three.pth", None, [], theirs | {"ids": [7, 8, 9]})
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     load_for_finetuning(new, "three.pth", None, [], CATEGORIES)
     assert "trained for other classes (x, y, z, ...)" in caplog.text
+    load_for_finetuning(new, "three.pth", None, [], {"ids": [1, 2, 3], "names": ["z", "y", "x"]})
+    assert "trained for the same classes in another order (x, y, z, ...)" in caplog.text
 
 
 def test_a_large_model_on_few_images_from_scratch_is_warned_of(caplog):

@@ -205,7 +205,7 @@ def draw_augmented(dataset: DetectionDataset, indices: list[int], epochs: int = 
             scale = torch.tensor(image.size * 2)
             centres, halves = (target["boxes"] * scale).split(2, 1)[0], (target["boxes"] * scale)[:, 2:] / 2
             corners = torch.cat([centres - halves, centres + halves], 1).tolist()
-            names = dataset.annotations.categories.names
+            names = dataset.annotations.categories.labels
             boxes = [Box(tuple(c), s, names[s]) for c, s in zip(corners, target["labels"].tolist(), strict=True)]
             drawn = draw_boxes(image, boxes)
             drawn.thumbnail((SIDE // 2, SIDE // 2))

@@ -60,7 +60,7 @@ class Trainer:
 
         Raises:
             PreemptedError: another process or a signal asked to stop; all is saved.
-        CheckpointError, UnwritableError: the disk is full, say; what was saved before is there to go on from.
+            CheckpointError, UnwritableError: the disk is full, say; what was saved before is there to go on from.
             TrainingDivergedError: the numbers went wrong; what was sound last is saved.
         """
         state = self.state
