@@ -19,7 +19,7 @@ from datasets.shapes import make_shapes
 from engine import evaluate, train_one_epoch
 from models import build_criterion, build_detector, build_postprocessor
 from tests.golden import objects
-from tests.tiny import shrunk
+from tests.tiny import shrunk, write_tiny_config
 from util.checkpoints.files import read_checkpoint
 from util.cli.arguments import parse_arguments
 from util.cli.options import output_folder
@@ -47,20 +47,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A config whose model is as small as can be."""
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(
-        f"""_base_ = {str(ROOT / CONFIG)!r}
-model = dict(
-    d_model=32, num_heads=4, backbone=dict(stages=(2, 3)), num_levels=2,
-    encoder=dict(high_levels=1, layer=dict(ffn_dim=32), last_layer=dict(ffn_dim=32, low_ffn_dim=32)),
-    queries=dict(dn_number=2, base=dict(num_queries=20)), decoder=dict(num_layers=2, layer=dict(ffn_dim=32)))
-data = dict(
-    batch_size=4, eval_batch_size=1, augment=dict(scales=(64,), max_size=96), resize=dict(scale=64, max_size=96))
-schedule = dict(epochs=2, kind='step', drop=(1,))
-training = dict(eval_every=1, save_every=1)
-"""
-    )
-    return path
+    return write_tiny_config(tmp_path_factory.mktemp("config"), epochs=2)
 
 
 def command(config, data, output, *more):
@@ -474,7 +461,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from models import build_criterion, build_detector
 from tests.golden import objects, make_image
-from tests.tiny import shrunk
+from tests.tiny import shrunk, write_tiny_config
 from util.processes.distributed import barrier, init_processes, leave_processes, mean_over_processes, rank, world_size
 
 torch.nn.functional.relu = torch.nn.functional.silu  # a ReLU near zero may switch with rounding

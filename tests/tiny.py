@@ -1,8 +1,11 @@
 """Configs with all widths shrunk, so that any model computes in seconds on a CPU."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from util.config import load_config
+
+ROOT = Path(__file__).parents[1]
 
 FAMILIES = (
     "detr/detr_r50",
@@ -42,3 +45,21 @@ def shrunk(path, **options):
 
     walk(load_config(path).model, "model.")
     return load_config(path, found | options)
+
+
+def write_tiny_config(folder, epochs):
+    """A config file whose model is as small as can be, for trainings through main.py; returns its path."""
+    path = folder / "tiny.py"
+    path.write_text(
+        f"""_base_ = {str(ROOT / "config/small/lite_dino_r18_shapes.py")!r}
+model = dict(
+    d_model=32, num_heads=4, backbone=dict(stages=(2, 3)), num_levels=2,
+    encoder=dict(high_levels=1, layer=dict(ffn_dim=32), last_layer=dict(ffn_dim=32, low_ffn_dim=32)),
+    queries=dict(dn_number=2, base=dict(num_queries=20)), decoder=dict(num_layers=2, layer=dict(ffn_dim=32)))
+data = dict(
+    batch_size=4, eval_batch_size=1, augment=dict(scales=(64,), max_size=96), resize=dict(scale=64, max_size=96))
+schedule = dict(epochs={epochs}, kind='step', drop=(1,))
+training = dict(eval_every=1, save_every=1)
+"""
+    )
+    return path

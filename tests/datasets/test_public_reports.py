@@ -18,7 +18,7 @@ from datasets.coco_eval import CocoEvaluator, detections_as_coco
 from datasets.image_paths import check_files, located
 from datasets.validate import main as validate
 from models import build_detector
-from tests.test_train import ROOT
+from tests.tiny import ROOT, write_tiny_config
 from util.cli.arguments import parse_arguments
 from util.config import load_config
 
@@ -413,20 +413,7 @@ def test_two_names_do_not_mean_one_file(tmp_path):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A config whose model is as small as can be."""
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(
-        f"""_base_ = {str(ROOT / "config/small/lite_dino_r18_shapes.py")!r}
-model = dict(
-    d_model=32, num_heads=4, backbone=dict(stages=(2, 3)), num_levels=2,
-    encoder=dict(high_levels=1, layer=dict(ffn_dim=32), last_layer=dict(ffn_dim=32, low_ffn_dim=32)),
-    queries=dict(dn_number=2, base=dict(num_queries=20)), decoder=dict(num_layers=1, layer=dict(ffn_dim=32)))
-data = dict(
-    batch_size=4, eval_batch_size=1, augment=dict(scales=(64,), max_size=96), resize=dict(scale=64, max_size=96))
-schedule = dict(epochs=1, kind='step', drop=(1,))
-training = dict(eval_every=1)
-"""
-    )
-    return path
+    return write_tiny_config(tmp_path_factory.mktemp("config"), epochs=1)
 
 
 def run(config, root, output, *more):
