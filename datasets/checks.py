@@ -138,6 +138,8 @@ def check_entries(listing: Listing, used: np.ndarray) -> list[Problem]:
         if entry.get("supercategory") != entry.get("name") in above and id_or_none(entry.get("id")) not in used
     ]
     kept = "kept as a class that is never found; a root class of Roboflow's looks so"
+    names = [category_name(entry) for entry in entries]
+    again = sorted(set(range(len(names))) - set(first_occurrences(names).tolist()))
     return [
         Problem.of(
             "images without a file_name",
@@ -152,6 +154,12 @@ def check_entries(listing: Listing, used: np.ndarray) -> list[Problem]:
             lambda entry: f"{entry.get('id')}: {entry['name']}",
             kept,
             harmless=True,
+        ),
+        Problem.of(
+            "categories whose name is listed before",
+            again,
+            lambda place: f"{entries[place].get('id')}: {names[place]}",
+            "kept as classes of their own, with their ids behind the name in tables",
         ),
     ]
 
@@ -197,7 +205,6 @@ def check_ids(listing: Listing) -> list[Problem]:
     categories = [entry for entry in listing.categories if isinstance(entry, dict)]
     ids, labels = [id_or_none(entry.get("id")) for entry in categories], [category_name(entry) for entry in categories]
     repeated = sorted(set(range(len(ids))) - set(first_occurrences(ids)))
-    named = sorted(set(range(len(ids))) - set(first_occurrences(labels)) - set(repeated))
 
     keyed = np.column_stack([listing.object_image_ids, listing.category_ids, listing.boxes.view(np.int64)])
     order = np.lexsort(keyed.T)
@@ -216,7 +223,6 @@ def check_ids(listing: Listing) -> list[Problem]:
         Problem.of("objects without a whole number as id", missing, place, "kept"),
         Problem.of("objects whose image, category and box are listed before", twins, place, "kept"),
         Problem.of("categories whose id is listed before", repeated, lambda row: f"{ids[row]}: {labels[row]}", refused),
-        Problem.of("categories whose name is listed before", named, lambda row: f"{ids[row]}: {labels[row]}", "kept"),
     ]
     return [problem for problem in found if problem.count]
 
