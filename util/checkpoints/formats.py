@@ -152,6 +152,6 @@ def refused_types(path: Path, error: Exception) -> list[str]:
     others = [f"class {name}" if name.rsplit(".", 1)[-1][:1].isupper() else name for name in names]
     numpy = [name for name in names if NUMPY.match(name)]
     if numpy:
-        kind = "numbers" if any(name.endswith("scalar") for name in numpy) else "arrays"
-        others = [f"{kind} of NumPy: {numpy[0]}", *(name for name in others if not NUMPY.match(name))]
+        kind = "scalar" if any(name.endswith("scalar") for name in numpy) else "array"
+        others = [f"numpy {kind}: {numpy[0]}", *(name for name in others if not NUMPY.match(name))]
     return others
