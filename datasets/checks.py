@@ -131,14 +131,14 @@ def check_entries(listing: Listing, used: np.ndarray) -> list[Problem]:
         used: category ids of the usable objects.
     """
     entries = [entry for entry in listing.categories if isinstance(entry, dict)]
-    above = [entry["supercategory"] for entry in entries if isinstance(entry.get("supercategory"), str)]
+    names = [category_name(entry) for entry in entries]
+    above = {str(entry["supercategory"]) for entry in entries if entry.get("supercategory") is not None}
     root = [
         entry
-        for entry in entries
-        if entry.get("supercategory") != entry.get("name") in above and id_or_none(entry.get("id")) not in used
+        for entry, name in zip(entries, names, strict=True)
+        if name in above and entry.get("supercategory") != name and id_or_none(entry.get("id")) not in used
     ]
     kept = "kept as a class that is never found; a root class of Roboflow's looks so"
-    names = [category_name(entry) for entry in entries]
     again = sorted(set(range(len(names))) - set(first_occurrences(names).tolist()))
     return [
         Problem.of(
@@ -151,7 +151,7 @@ def check_entries(listing: Listing, used: np.ndarray) -> list[Problem]:
         Problem.of(
             "categories without objects that others have as supercategory",
             root,
-            lambda entry: f"{entry.get('id')}: {entry['name']}",
+            lambda entry: f"{entry.get('id')}: {category_name(entry)}",
             kept,
             harmless=True,
         ),
