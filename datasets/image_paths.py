@@ -23,9 +23,8 @@ def located(found: Annotations, folder: Path) -> Annotations:
     """The annotations with the names that the files have.
 
     A name that is none of a file's is taken for the one file that it can mean: with other separators, in other upper
-    and lower case, in another Unicode form, as part of an address, with spaces at its
-    ends, with .jpeg for .jpg, with folders in front that
-    are on one side alone. Where several files or several names compete, nothing is changed.
+    and lower case, in another Unicode form, as part of an address, with spaces at its ends, with .jpeg for .jpg, with
+    folders in front that are on one side alone. Where several files or several names compete, nothing is changed.
     """
     texts = [os.fsdecode(name) for name in found.names]
     exists = _existing_rows(texts, folder)
@@ -117,8 +116,9 @@ class _Files:
         for place, _, names in os.walk(folder):
             for name in names:
                 path = os.path.relpath(os.path.join(place, name), folder)
-                self.by_name[_folded(path)[-1]].append(path)
-                self.by_stem[_stem(path)].append(path)
+                last = _folded(name)[-1]
+                self.by_name[last].append(path)
+                self.by_stem[_stem(last)].append(path)
 
     def candidates(self, name: str) -> list[str]:
         """Files that a name may mean: one of the two has the other's parts at its end."""
@@ -136,7 +136,7 @@ class _Files:
 
     def similar(self, name: str) -> list[str]:
         """Files that differ from a name a little, as a message shows them."""
-        found = sorted(self.candidates(name) or self.by_stem[_stem(name)])[:SIMILAR]
+        found = sorted(self.candidates(name) or self.by_stem[_stem(_folded(name)[-1])])[:SIMILAR]
         return [_visible(path, name) for path in found]
 
 
@@ -149,7 +149,7 @@ def _folded(name: str) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    return os.path.splitext(_folded(name)[-1])[0]
+    return os.path.splitext(name)[0]
 
 
 def _visible(name: str, other: str) -> str:

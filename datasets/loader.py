@@ -108,26 +108,33 @@ class BoundedLoader(DataLoader):
             yield batch
 
 
-def find_split(cfg: ConfigDict, split: str) -> tuple[Path, Path]:
-    """The annotation file and the image folder of a split; the synthetic shapes are made if they are asked for.
-
-    Raises:
-        ConfigError: the config names none, or there is no such folder.
-    """
+def data_root(cfg: ConfigDict) -> Path:
+    """The folder of a config's data; the synthetic shapes are made if they are asked for. Raises ConfigError."""
     data = cfg.data
     if not isinstance(data.root, str):
         raise ConfigError(
             f"{node_location(data)}: root={data.root!r} should be the path of a folder; give it with --coco_path"
         )
-    node, root = data[split], Path(data.root).expanduser()  # of --coco_path=~/data, which a shell leaves as it is
+    if data.root != "shapes":
+        return Path(data.root).expanduser()  # of --coco_path=~/data, which a shell leaves as it is
+    root = Path("data/shapes")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(root):
+        make_shapes(root)
+    return root
+
+
+def find_split(cfg: ConfigDict, split: str) -> tuple[Path, Path]:
+    """The annotation file and the image folder of a split.
+
+    Raises:
+        ConfigError: the config names none, or there is no such folder.
+    """
+    node = cfg.data[split]
     if not isinstance(node, Mapping):
-        where = f"{node_location(data)}.{split}"
+        where = f"{node_location(cfg.data)}.{split}"
         raise ConfigError(f"{where}: expected dict(images=FOLDER, annotations=FILE), found {node!r}")
-    if data.root == "shapes":
-        root = Path("data/shapes")
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(root):
-            make_shapes(root)
+    root = data_root(cfg)
     images = next((path for path in (root / node.images, root / "images" / node.images) if path.is_dir()), None)
     if images is None:
         layouts = LAYOUTS.format(root=root, images=node.images, annotations=node.annotations, split=split)

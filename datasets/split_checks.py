@@ -68,12 +68,13 @@ def _objects_of_classes(found: Annotations) -> dict[str, int]:
 def _shared_images(splits: dict[str, tuple[Annotations, Path]]) -> list[Problem]:
     """Images of one content in two splits. Files of different sizes are not read."""
     paths = {name: _files(found, folder) for name, (found, folder) in splits.items()}
-    sizes = Counter(path.stat().st_size for own in paths.values() for path in own)
+    sizes = {path: path.stat().st_size for own in paths.values() for path in own}
+    times = Counter(sizes.values())
     contents = {}
     for name, own in paths.items():
         contents[name] = defaultdict(list)
         for path in own:
-            if sizes[path.stat().st_size] > 1:
+            if times[sizes[path]] > 1:
                 contents[name][hashlib.sha256(path.read_bytes()).digest()].append(path)
     problems = []
     for one, other in itertools.combinations(splits, 2):

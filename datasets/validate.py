@@ -29,7 +29,7 @@ from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.coco_file import parse_coco_file
 from datasets.image_paths import check_files, located
 from datasets.images import MAX_PIXELS
-from datasets.loader import find_split
+from datasets.loader import data_root, find_split
 from datasets.repair import write_fixed
 from datasets.split_checks import check_splits, class_table
 from datasets.transforms import EvalTransform
@@ -253,7 +253,7 @@ def validate(args: argparse.Namespace) -> int:
         parts = splits(args.path, args.images)
     else:
         cfg = load_config(args.config_file, {} if args.path is None else {"data.root": str(args.path)})
-        parts, convention, root = config_splits(cfg), cfg.data.categories, Path(cfg.data.root)
+        parts, convention, root = config_splits(cfg), cfg.data.categories, data_root(cfg)
         queries = find_value(cfg.model, "num_queries") if queries is None else queries
         max_pixels = args.max_pixels or cfg.data.get("max_pixels", MAX_PIXELS)
     reports: dict[str, Report] = {}

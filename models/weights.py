@@ -90,9 +90,10 @@ def load_checkpoint(detector: nn.Module, content: dict, family: str | None, sour
             the checkpoint holds several tensors where the detector shares one, and would fit by its shapes alone.
     """
     weights = _with_second_names(detector, our_names(detector, model_weights(content, source), family, source))
-    averaged = ema_weights(content)
-    sound = averaged is not None and not non_finite(averaged)
-    check_finite(weights, source, "its EMA is finite: --checkpoint_key ema takes that" if sound else "")
+    if non_finite(weights):
+        averaged = ema_weights(content)
+        sound = averaged is not None and not non_finite(averaged)
+        check_finite(weights, source, "its EMA is finite: --checkpoint_key ema takes that" if sound else "")
     shared = _contradicted(detector, weights)
     if shared:
         remedy = "a checkpoint of iterative refinement needs a config with decoder.share_head=False, refine='iterative'"

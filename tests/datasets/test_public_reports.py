@@ -649,6 +649,16 @@ def test_validate_looks_at_a_configs_data(config, tmp_path, caplog):
         validate([])
 
 
+def test_every_split_of_a_config_has_a_fixed_copy_of_its_own(config, tmp_path, monkeypatch):
+    """Also below a folder that only a home tells."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "data")
+    assert validate(["-c", str(config), "~/data", "--fix", str(tmp_path / "fixed")]) == 0
+    for split, num_images in SPLITS.items():
+        fixed = read_annotations(tmp_path / f"fixed/annotations/instances_{split}2017.json")
+        assert len(fixed) == num_images
+
+
 def test_help_says_what_happens_by_default(capsys):
     with pytest.raises(SystemExit):
         validate(["--help"])
