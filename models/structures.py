@@ -5,7 +5,7 @@ N decoder layers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -226,6 +226,9 @@ def _mask_of_groups(groups: tuple[QueryGroup, ...], device) -> Tensor:
     return constant_tensor(private & (owner[:, None] != owner), device)
 
 
+Detected = TypeVar("Detected", bound="Detections")
+
+
 @dataclass(frozen=True)
 class Detections:
     """Class logits (..., Q, K) and boxes (..., Q, 4) as cx, cy, w, h in (0, 1)."""
@@ -234,12 +237,25 @@ class Detections:
     boxes: Tensor
 
     @classmethod
-    def stack(cls, layers: list["Detections"]) -> "Detections":
+    def stack(cls: type[Detected], layers: list[Detected]) -> Detected:
         """(B, Q, ...) of N layers -> (N, B, Q, ...)."""
-        return cls(torch.stack([d.logits for d in layers]), torch.stack([d.boxes for d in layers]))
+        return cls(*(torch.stack([getattr(d, part.name) for d in layers]) for part in fields(cls)))
 
-    def __getitem__(self, index) -> "Detections":
-        return Detections(self.logits[index], self.boxes[index])
+    def __getitem__(self: Detected, index) -> Detected:
+        return type(self)(*(getattr(self, part.name)[index] for part in fields(self)))
+
+
+@dataclass(frozen=True)
+class EdgeDetections(Detections):
+    """Detections whose boxes are an initial box with its edges moved (D-FINE, section 4.1).
+
+    Attributes:
+        edges: (..., Q, 4, bins) logits of the distributions of how far the left, top, right and bottom edge moves.
+        initial: (..., Q, 4) the box that all layers move, as cx, cy, w, h; without gradient.
+    """
+
+    edges: Tensor
+    initial: Tensor
 
 
 @dataclass(frozen=True)
