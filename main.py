@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.coco_eval import CocoEvaluator
+from datasets.preparation import build_preparation
 from datasets.scoring import Scorer, write_results
 from datasets.splits import Splits
 from engine import evaluate, train_one_epoch
@@ -131,8 +132,9 @@ class Run:
             self.journal.track(args.wandb or options.wandb, cfg.to_dict())
         with self.stop:
             if options.warms_up(args.device):
-                most = train_set.annotations.most_objects()
-                check_largest_step(model, self.criterion, state.optimizer, self.precision, cfg, most)
+                noise = train_set.largest_batch(cfg.data.batch_size), train_set.annotations.most_objects()
+                classes = cfg.model.num_classes
+                check_largest_step(model, self.criterion, state.optimizer, self.precision, *noise, classes)
             trainer.run(state.epoch + 1 if args.dry_run else None)
         self.journal.close()
         self._plot()
@@ -162,8 +164,7 @@ class Run:
 
     def benchmark(self):
         """--benchmark: what the model costs; with --benchmark_train what its training costs too."""
-        detector, resize = self.build(), self.cfg.data.resize
-        size = resize.scale, min(resize.max_size, resize.scale * 4 // 3)
+        detector, size = self.build(), build_preparation(self.cfg.data).resize.size
         measured = measure_detector(detector, self.precision, size)
         self._write("benchmark.json", json.dumps(measured, indent=1))
         if self.args.benchmark_train:
