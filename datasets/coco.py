@@ -68,7 +68,7 @@ class DetectionDataset(Dataset):
         cached: bool = False,
         limits: Limits | None = None,
         max_pixels: int = MAX_PIXELS,
-        normalize: str = "imagenet",
+        normalize: str | None = "imagenet",
         multi_scale: MultiScale | None = None,
     ):
         self.annotations, self.folder, self.transform = annotations, folder, transform

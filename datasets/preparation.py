@@ -29,7 +29,7 @@ class Preparation:
     """
 
     resize: EvalTransform | Stretch
-    normalize: str
+    normalize: str | None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The (3, h, w) tensor of an RGB image."""
@@ -74,7 +74,7 @@ def describe_preparation(data: ConfigDict) -> list[str]:
     return [f"shorter side in pixels: {'; '.join(said)}"]
 
 
-def normalization(data: Mapping) -> str:
+def normalization(data: Mapping) -> str | None:
     """Which of NORMALIZATIONS a config asks for; older ones do not say. Raises ConfigError."""
     chosen = data.get("normalize", "imagenet")
     if chosen not in list(NORMALIZATIONS):

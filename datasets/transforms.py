@@ -9,8 +9,11 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-NORMALIZATIONS = {"imagenet": (MEAN, STD), "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
-"""What is taken off pixels in [0, 1], and what they are divided by: `data.normalize` of a config."""
+NORMALIZATIONS: dict[str | None, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (MEAN, STD),
+    None: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""What is taken off pixels in [0, 1], and what they are divided by: `data.normalize` of a config; None leaves them."""
 NARROW = 16
 """Images whose sides are further apart than this to 1 are resized within bounds that the papers' code does not have."""
 
@@ -65,7 +68,7 @@ class Sample:
         boxes = self.boxes[:, [0, 3, 2, 1]] * np.float32([1, -1, 1, -1]) + np.float32([0, height, 0, height])
         return replace(self, image=self.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes=boxes)
 
-    def tensors(self, normalize: str = "imagenet") -> tuple[Tensor, dict[str, Tensor]]:
+    def tensors(self, normalize: str | None = "imagenet") -> tuple[Tensor, dict[str, Tensor]]:
         """The (3, h, w) image, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w.
 
         Args:
@@ -75,7 +78,7 @@ class Sample:
         pixels = torch.from_numpy(np.array(self.image)).view(height, 3 * width).float()
         # By rows, in place: a batch has the same order of memory, and rows are long enough for vector instructions.
         pixels.div_(255)
-        if normalize != "none":
+        if normalize is not None:
             mean, std = NORMALIZATIONS[normalize]
             pixels.sub_(torch.tensor(mean).repeat(width)).div_(torch.tensor(std).repeat(width))
         image = pixels.view(height, width, 3).permute(2, 0, 1)

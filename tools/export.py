@@ -70,7 +70,9 @@ class OnImage(nn.Module):
 
     outputs = ("scores", "labels", "boxes")
 
-    def __init__(self, detector: nn.Module, postprocess: Callable, size: tuple[int, int], normalize: str = "imagenet"):
+    def __init__(
+        self, detector: nn.Module, postprocess: Callable, size: tuple[int, int], normalize: str | None = "imagenet"
+    ):
         super().__init__()
         self.detector, self.postprocess, self.size = detector, postprocess, size
         mean, std = NORMALIZATIONS[normalize]
@@ -267,7 +269,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         model = OnImages(restored.detector)
         waves = example_image(*size).permute(2, 0, 1) / 255
-        if prepare.normalize != "none":
+        if prepare.normalize is not None:
             waves = (waves - 0.45) / 0.225
         example = torch.stack([waves * (1 - 0.1 * i) for i in range(args.batch_size)])
     names = restored.categories["names"] if restored.categories else []
