@@ -21,14 +21,17 @@ import models.criteria.token_selection
 import models.decoders.conditional
 import models.decoders.deformable
 import models.decoders.dense
+import models.decoders.distribution
 import models.encoders.deformable
 import models.encoders.dense
+import models.encoders.hybrid
 import models.encoders.interleaved
 import models.encoders.poll_and_pool
 import models.encoders.sparse
 import models.faster_rcnn
 import models.layers.deformable_attention
 import models.layers.dense
+import models.layers.fusion
 import models.layers.head
 import models.layers.position
 import models.layers.transformer
