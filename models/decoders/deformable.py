@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -13,21 +14,24 @@ from util.measuring.flops import is_counted
 
 
 def no_refinement(
-    head: nn.Module, hidden: Tensor, boxes: Tensor, anchor: Tensor, reference: Tensor
+    head: nn.Module, hidden: Tensor, boxes: Callable[[], Tensor], anchor: Tensor, reference: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """References never move (Deformable DETR)."""
+    """References never move (Deformable DETR). Arguments of all three: the layer's head and what it made of a query,
+    what makes its boxes, what they were added to, and what it looked around.
+    """
     return anchor, reference
 
 
 def iterative_refinement(
-    head: nn.Module, hidden: Tensor, boxes: Tensor, anchor: Tensor, reference: Tensor
+    head: nn.Module, hidden: Tensor, boxes: Callable[[], Tensor], anchor: Tensor, reference: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The next layer starts from this one's boxes, without gradient (Deformable DETR, section 4.3)."""
-    return boxes.detach(), boxes.detach()
+    found = boxes().detach()
+    return found, found
 
 
 def look_forward_twice(
-    head: nn.Module, hidden: Tensor, boxes: Tensor, anchor: Tensor, reference: Tensor
+    head: nn.Module, hidden: Tensor, boxes: Callable[[], Tensor], anchor: Tensor, reference: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As iterative, but the next prediction sends its gradient into this layer's step too (DINO, section 3.5)."""
     moved = head.refine(hidden, reference)
@@ -130,8 +134,8 @@ class DeformableDecoder(nn.Module):
             supervised: whether layers after the answer are wanted, too.
 
         Returns:
-            detections (N, B, Q, ...), under "samplings" where each layer's cross-attention looked, and under "answered"
-            which layer is the answer.
+            detections (N, B, Q, ...), N being 1 where nothing is supervised; under "samplings" where each layer's
+            cross-attention looked, and under "answered" which of the detections are the answer.
         """
         hidden, mask = queries.content, queries.attention_mask()
         anchor = reference = (
@@ -143,8 +147,13 @@ class DeformableDecoder(nn.Module):
             seen = memory.on_levels(reference)
             pos = queries.pos if self.query_pos is None else self.query_pos(reference, seen[:, :, 0])
             hidden, sampling = layer(hidden, pos, seen, memory, mask)
-            predictions.append(head(self.norm(hidden), anchor))
             samplings.append(sampling)
-            if len(predictions) < len(layers):
-                anchor, reference = self.next_reference(head, hidden, predictions[-1].boxes, anchor, reference)
-        return Detections.stack(predictions), {"samplings": samplings, "answered": self.answer_layer - 1}
+            is_last, normed = len(samplings) == len(layers), self.norm(hidden)
+            boxes = partial(head.refine, normed, anchor)
+            if supervised or is_last:
+                predictions.append(head(normed, anchor))
+                boxes = partial(getattr, predictions[-1], "boxes")
+            if not is_last:
+                anchor, reference = self.next_reference(head, hidden, boxes, anchor, reference)
+        answered = self.answer_layer - 1 if supervised else 0
+        return Detections.stack(predictions), {"samplings": samplings, "answered": answered}
