@@ -39,6 +39,7 @@ import models.neck
 import models.postprocess
 import models.queries.contrastive_denoising
 import models.queries.learned
+import models.queries.padded_denoising
 import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
