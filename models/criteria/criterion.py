@@ -133,9 +133,10 @@ class Criterion(nn.Module):
                 self._add(losses, site, name, values, loss.weight, having[site])
         losses |= {name: term(output, objects) * term.weight for name, term in self.terms.items()}
         with torch.no_grad():
+            answers = sites["matching"]
             metrics = {
-                "class_error": class_error(sites["matching"], objects, own["matching"].pairs),
-                "cardinality_error": cardinality_error(sites["matching"], objects),
+                "class_error": class_error(answers, objects, own["matching"].pairs, output.answered),
+                "cardinality_error": cardinality_error(answers, objects, output.answered),
             }
             for metric in self.metrics.values():
                 metrics |= metric(output, objects)

@@ -153,18 +153,18 @@ class BoxGIoU:
         return (1 - iou).sum(1) / num_boxes
 
 
-def class_error(predicted: Detections, targets: Targets, pairs: Pairs) -> Tensor:
-    """Percentage of paired predictions of the last layer whose best class is wrong; 100 where there are none."""
-    best = pairs.of_predictions(predicted.logits)[-1].argmax(-1)
-    right = (best == targets.labels[pairs.target[-1]]).float()
+def class_error(predicted: Detections, targets: Targets, pairs: Pairs, layer: int = -1) -> Tensor:
+    """Percentage of paired predictions of a layer whose best class is wrong; 100 where there are none."""
+    best = pairs.of_predictions(predicted.logits)[layer].argmax(-1)
+    right = (best == targets.labels[pairs.target[layer]]).float()
     return 100 - 100 * right.mean() if len(right) else predicted.logits.new_full((), 100.0)
 
 
-def cardinality_error(predicted: Detections, targets: Targets) -> Tensor:
+def cardinality_error(predicted: Detections, targets: Targets, layer: int = -1) -> Tensor:
     """Mean absolute difference between an image's objects and its predictions whose best class is not the last one.
 
     DETR's diagnostic, kept for its curves: it means what it says only where the last class is "no object".
     """
-    logits = predicted.logits[-1]
+    logits = predicted.logits[layer]
     counted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1).float()
     return F.l1_loss(counted, constant_tensor(targets.counts, counted.device, torch.float32))
