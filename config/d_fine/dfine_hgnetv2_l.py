@@ -35,7 +35,7 @@ model = dict(
         project=False,
     ),
     queries=dict(
-        type='WithPaddedDenoising',
+        type='WithFoldedDenoising',
         dn_number=100,
         label_noise_ratio=0.5,
         box_noise_scale=1.0,
@@ -58,3 +58,29 @@ model = dict(
         reach=0.5,
     ),
 )
+criterion = dict(
+    matcher=dict(type='HungarianMatcher', ce=2.0, bbox=5.0, giou=2.0),
+    losses=dict(
+        vfl=dict(type='VarifocalLoss', weight=1.0, alpha=0.75, gamma=2.0),
+        bbox=dict(type='BoxL1', weight=5.0),
+        giou=dict(type='BoxGIoU', weight=2.0),
+        fgl=dict(type='FineGrainedLocalization',
+                 weight=0.15,
+                 scale=4.0,
+                 reach=0.5),
+    ),
+    joint=dict(ddf=dict(type='Distillation', weight=1.5, temperature=5.0)),
+    union=dict(type='UnionOfMatchings', losses=('bbox', 'giou', 'fgl', 'ddf')),
+    supervise=dict(
+        matching=dict(name='loss_{loss}{aux}'),
+        initial=dict(name='loss_{loss}_pre', losses=('vfl', 'bbox', 'giou')),
+        proposals=dict(name='loss_{loss}_enc_{index}',
+                       losses=('vfl', 'bbox', 'giou')),
+        denoising=dict(name='loss_{loss}_dn_{index}', known=True),
+        initial_denoising=dict(name='loss_{loss}_dn_pre',
+                               known=True,
+                               groups='denoising',
+                               losses=('vfl', 'bbox', 'giou')),
+    ),
+)
+postprocess = dict(type='SigmoidTopK', num_select=300, nms_iou=None)

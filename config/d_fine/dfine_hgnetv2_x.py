@@ -11,3 +11,4 @@ model = dict(
     encoder=dict(width=384, layer=dict(ffn_dim=2048), project=True),
     decoder=dict(scale=8.0),
 )
+criterion = dict(losses=dict(fgl=dict(scale=8.0)))
