@@ -11,8 +11,6 @@ model = dict(
     attention=dict(num_points=(6, 6)),
     backbone=dict(stages=(3, 4)),
     neck=dict(d_model=128),
-    encoder=dict(width=128,
-                 layer=dict(ffn_dim=512),
-                 fusion=dict(expansion=0.34, num_blocks=2)),
+    encoder=dict(width=128, layer=dict(ffn_dim=512), fusion=dict(expansion=0.34, num_blocks=2)),
     decoder=dict(layer=dict(ffn_dim=512)),
 )

@@ -5,9 +5,7 @@ torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetr_r50vd.py
 Images are stretched to 640x640 and not normalised. The 80 classes of COCO are counted from 0, as in the papers' files.
 """
 
-_base_ = [
-    '../_base_/coco.py', '../_base_/training.py', '../_base_/rt_detr_recipe.py'
-]
+_base_ = ['../_base_/coco.py', '../_base_/training.py', '../_base_/rt_detr_recipe.py']
 
 official_keys = 'rt_detr'
 model = dict(
@@ -17,12 +15,7 @@ model = dict(
     num_classes=80,
     attention=dict(type='MSDeformAttn', num_points=4),
     head=dict(type='IndependentHead', eps=1e-5),
-    backbone=dict(type='ResNetVd',
-                  depth=50,
-                  stages=(2, 3, 4),
-                  norm='frozen',
-                  frozen=1,
-                  pretrained='imagenet'),
+    backbone=dict(type='ResNetVd', depth=50, stages=(2, 3, 4), norm='frozen', frozen=1, pretrained='imagenet'),
     neck=dict(type='ConvNormNeck', d_model=256),
     encoder=dict(
         type='HybridEncoder',
@@ -52,9 +45,7 @@ model = dict(
     decoder=dict(
         type='DeformableDecoder',
         num_layers=6,
-        layer=dict(type='PlainDeformableDecoderLayer',
-                   ffn_dim=1024,
-                   dropout=0.0),
+        layer=dict(type='PlainDeformableDecoderLayer', ffn_dim=1024, dropout=0.0),
         refine='look_forward_twice',
         share_head=False,
         start_alike=False,

@@ -5,5 +5,4 @@ torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetr_r50vd_m.py
 
 _base_ = 'rtdetr_r50vd.py'
 
-model = dict(encoder=dict(fusion=dict(expansion=0.5)),
-             decoder=dict(answer_layer=3))
+model = dict(encoder=dict(fusion=dict(expansion=0.5)), decoder=dict(answer_layer=3))
