@@ -89,10 +89,88 @@ REAL_TIME_CONSTANTS = {
     r"^decoder\.decoder\.layers\.\d+\.cross_attn\.num_points_scale$": None,
 }
 
-RT_DETR_BACKBONE: dict = {r"^backbone\.": "backbone."}
-D_FINE_BACKBONE: dict = {r"^backbone\.": "backbone."}
-HUGGINGFACE_RT_DETR_BACKBONE: dict = {}
-HUGGINGFACE_D_FINE_BACKBONE: dict = {}
+# These two backbones bear their authors' names.
+RT_DETR_BACKBONE = {r"^backbone\.(?=(conv1|res_layers)\.)": "backbone."}
+D_FINE_BACKBONE = {r"^backbone\.(?=(stem|stages)\.)": "backbone."}
+
+# ----------------------------------------------------------------------------------------------------- transformers
+# As its files on the hub are named, by releases before 5 and by save_pretrained since. A backbone is timm's ResNet,
+# named as torchvision's, or transformers' own, which counts stages and convolutions from 0. Positions must be sines.
+
+BODY = r"^model\.backbone\.conv_encoder\.model\."
+
+HUGGINGFACE = {
+    rf"{BODY}(?=(conv1|bn1|layer\d)\.)": "backbone.body.",
+    rf"{BODY}embedder\.embedder\.convolution\.": "backbone.body.conv1.",
+    rf"{BODY}embedder\.embedder\.normalization\.": "backbone.body.bn1.",
+    **{
+        rf"{BODY}encoder\.stages\.{stage}\.layers\.(\d+)\.{theirs}\.": rf"backbone.body.layer{stage + 1}.\1.{ours}."
+        for stage in range(4)
+        for theirs, ours in (
+            *((rf"layer\.{i}\.convolution", f"conv{i + 1}") for i in range(3)),
+            *((rf"layer\.{i}\.normalization", f"bn{i + 1}") for i in range(3)),
+            (r"shortcut\.convolution", "downsample.0"),
+            (r"shortcut\.normalization", "downsample.1"),
+        )
+    },
+    r"^model\.(en|de)coder\.layers\.(\d+)\.fc([12])\.": r"\1coder.layers.\2.linear\3.",
+    r"^model\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"encoder.layers.\1.norm1.",
+    r"^model\.encoder\.layers\.(\d+)\.final_layer_norm\.": r"encoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d+)\.final_layer_norm\.": r"decoder.layers.\1.norm3.",
+    r"^model\.query_position_embeddings\.": "queries.embed.",
+}
+
+
+def _projections(theirs: str, ours: str) -> dict[str, str]:
+    """Rules of one attention: the projections of query, key and value are one matrix in PyTorch's, the last is not."""
+    pieces = {
+        rf"^model\.{theirs}\.{part}_proj\.(weight|bias)$": rf"{ours}.in_proj_\2#{i}" for i, part in enumerate("qkv")
+    }
+    return {**pieces, rf"^model\.{theirs}\.out_proj\.": f"{ours}.out_proj."}
+
+
+HUGGINGFACE_DENSE = {
+    **HUGGINGFACE,
+    **_projections(r"encoder\.layers\.(\d+)\.self_attn", r"encoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layernorm\.": "decoder.norm.",
+    r"^model\.input_projection\.": "neck.proj.",
+    r"^class_labels_classifier\.": "decoder.head.class_embed.",
+    r"^bbox_predictor\.": "decoder.head.bbox_embed.",
+}
+
+HUGGINGFACE_DETR = {
+    **HUGGINGFACE_DENSE,
+    **_projections(r"decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attn"),
+    **_projections(r"decoder\.layers\.(\d+)\.encoder_attn", r"decoder.layers.\1.multihead_attn"),
+}
+
+HUGGINGFACE_CONDITIONAL_DETR = {
+    **HUGGINGFACE_DENSE,
+    r"^model\.decoder\.layers\.(\d+)\.((sa|ca)_\w+_proj)\.": r"decoder.layers.\1.\2.",
+    r"^model\.decoder\.layers\.(\d+)\.self_attn\.out_proj\.": r"decoder.layers.\1.self_attn.out_proj.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.out_proj\.": r"decoder.layers.\1.cross_attn.out_proj.",
+    r"^model\.decoder\.(ref_point_head|query_scale)\.": r"decoder.\1.",
+}
+
+# A file may leave out what equals the first head, and store heads under one of two names or under both.
+HUGGINGFACE_DEFORMABLE_DETR = {
+    **HUGGINGFACE,
+    r"^model\.input_proj\.": "neck.proj.",
+    r"^model\.level_embed$": "neck.level_embed",
+    r"^model\.encoder\.layers\.(\d+)\.self_attn\.": r"encoder.layers.\1.self_attn.",
+    **_projections(r"decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.": r"decoder.layers.\1.cross_attn.",
+    r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.reference_points\.": "queries.reference_points.",
+    r"^model\.(enc_output|enc_output_norm)\.": r"queries.features.\1.",
+    r"^model\.(pos_trans|pos_trans_norm)\.": r"queries.init.\1.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.0\.": tuple(rf"decoder.heads.{i}.\2_embed." for i in range(6)),
+    r"^(model\.decoder\.)?(class|bbox)_embed\.([1-5])\.": r"decoder.heads.\3.\2_embed.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
+}
 
 REAL_TIME = {
     **REAL_TIME_CONSTANTS,
@@ -208,6 +286,28 @@ HUGGINGFACE_DEFORMABLE_DETR = {
     r"^(model\.decoder\.)?(class|bbox)_embed\.0\.": tuple(rf"decoder.heads.{i}.\2_embed." for i in range(6)),
     r"^(model\.decoder\.)?(class|bbox)_embed\.([1-5])\.": r"decoder.heads.\3.\2_embed.",
     r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
+}
+
+REAL_TIME_BODY = r"^model\.backbone\.model\."
+
+HUGGINGFACE_RT_DETR_BACKBONE = {
+    rf"{REAL_TIME_BODY}{theirs}\.{part}\.": rf"backbone.{ours}.{name}."
+    for part, name in (("convolution", "conv"), ("normalization", "norm"))
+    for theirs, ours in (
+        *((rf"embedder\.embedder\.{i}", f"conv1.conv1_{i + 1}") for i in range(3)),
+        *(
+            (rf"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.{i}", rf"res_layers.\1.blocks.\2.branch2{'abc'[i]}")
+            for i in range(3)
+        ),
+        (r"encoder\.stages\.0\.layers\.(\d+)\.shortcut", r"res_layers.0.blocks.\1.short"),
+        (r"encoder\.stages\.([1-3])\.layers\.(\d+)\.shortcut\.1", r"res_layers.\1.blocks.\2.short.conv"),
+    )
+}
+
+HUGGINGFACE_D_FINE_BACKBONE = {
+    rf"{REAL_TIME_BODY}{theirs}\.{part}\.": rf"backbone.{ours}.{name}."
+    for part, name in (("convolution", "conv"), ("normalization", "bn"), ("lab", "lab"))
+    for theirs, ours in ((r"embedder\.(stem\w+)", r"stem.\1"), (r"encoder\.(stages\.[\w.]+)", r"\1"))
 }
 
 # Releases since 5 rename the layers of the encoder and of feed-forward networks while they load.
