@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from datasets.coco import CorruptImageError, DetectionDataset
 from datasets.coco_eval import CocoEvaluator
+from datasets.preparation import build_preparation
 from datasets.scoring import Scorer, write_results
 from datasets.splits import Splits
 from engine import evaluate, train_one_epoch
@@ -54,7 +55,7 @@ from util.training.benchmark import benchmark_training
 from util.training.dry_run import dry_run, dry_run_images, shorten_training
 from util.training.memory_check import check_largest_step
 from util.training.options import TrainingOptions
-from util.training.setup import build_training_state
+from util.training.setup import build_restart, build_training_state, with_shared_statistics
 from util.training.state import TrainingState
 from util.training.trainer import Trainer
 
@@ -103,7 +104,9 @@ class Run:
         content, source = self.find(training=True)
         train_set, val_set = self.splits.dataset("train"), self.splits.dataset("val")
         loader, val_loader = self.splits.loader(train_set), self.splits.loader(val_set)
-        model = detector = self.build()
+        detector = self.build()
+        if options.sync_bn:
+            detector = with_shared_statistics(detector, args.device)
         num_images = self.splits.num_images["train"]
         categories, pretrained = self.splits.categories.state_dict(), (args.pretrain_model_path, args.finetune_ignore)
         load_initial_weights(
@@ -119,20 +122,22 @@ class Run:
         if not introduced:
             data = self.splits.describe()
             log.info(introduction(args, cfg, detector, data, self.precision, describe_kernels(), state))
+        model = detector
         if world_size() > 1:
             devices = [local_rank()] if args.device == "cuda" else None
             model = DistributedDataParallel(detector, devices, find_unused_parameters=args.find_unused_params)
         train_epoch = partial(train_one_epoch, model, self.criterion, loader, state, self.precision)
         scorer = self.scorer(val_set, val_loader)
-        trainer = Trainer(
-            state, loader, options, cfg.schedule.epochs, train_epoch, scorer, self.store, self.journal, self.stop
-        )
+        restart = build_restart(cfg, options, state, self.store.folder)
+        places = self.store, self.journal
+        trainer = Trainer(state, loader, options, cfg.schedule.epochs, train_epoch, scorer, *places, self.stop, restart)
         if not args.dry_run:
             self.journal.track(args.wandb or options.wandb, cfg.to_dict())
         with self.stop:
             if options.warms_up(args.device):
-                most = train_set.annotations.most_objects()
-                check_largest_step(model, self.criterion, state.optimizer, self.precision, cfg, most)
+                noise = train_set.largest_batch(cfg.data.batch_size), train_set.annotations.most_objects()
+                classes = cfg.model.num_classes
+                check_largest_step(model, self.criterion, state.optimizer, self.precision, *noise, classes)
             trainer.run(state.epoch + 1 if args.dry_run else None)
         self.journal.close()
         self._plot()
@@ -162,8 +167,7 @@ class Run:
 
     def benchmark(self):
         """--benchmark: what the model costs; with --benchmark_train what its training costs too."""
-        detector, resize = self.build(), self.cfg.data.resize
-        size = resize.scale, min(resize.max_size, resize.scale * 4 // 3)
+        detector, size = self.build(), build_preparation(self.cfg.data).resize.size
         measured = measure_detector(detector, self.precision, size)
         self._write("benchmark.json", json.dumps(measured, indent=1))
         if self.args.benchmark_train:

@@ -1,6 +1,7 @@
 """Images and boxes of one split, ready for a model."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from torch.utils.data import Dataset
 from datasets.annotations import Annotations
 from datasets.image_paths import leaves_folder
 from datasets.images import MAX_PIXELS, CorruptImageError, read_image
-from datasets.transforms import EvalTransform, Sample, TrainTransform
+from datasets.multi_scale import MultiScale
+from datasets.transforms import Sample
 from util.tensors.shared_memory import shared_bytes
 
 log = logging.getLogger(__name__)
@@ -40,33 +42,38 @@ class DetectionDataset(Dataset):
     """A split of a data set in COCO format.
 
     An item is asked for by index, or by (index, epoch): the two and the seed fix every random choice of its
-    augmentation, whichever worker makes it and in whatever order.
+    augmentation, whichever worker makes it and in whatever order. A batch is asked for by the list of its keys; what is
+    drawn for all of it is fixed by the first.
 
     Args:
         annotations: what is on the images.
         folder: where the images are.
-        transform: TrainTransform or EvalTransform.
+        transform: (Sample, generator) -> Sample; one of those in datasets.preparation.
         training: a corrupt image is replaced by the next one; in evaluation it has no sample.
         seed: of the augmentation.
         cached: keep the encoded images in memory, shared with the workers.
         limits: to corrupt images in training.
         max_pixels: width times height of the largest image that is read; larger ones count as corrupt.
+        normalize: one of datasets.transforms.NORMALIZATIONS.
+        multi_scale: gives every batch a size of its own, in training; None for none.
     """
 
     def __init__(
         self,
         annotations: Annotations,
         folder: Path,
-        transform: TrainTransform | EvalTransform,
+        transform: Callable[[Sample, np.random.Generator], Sample],
         training: bool,
         seed: int = 0,
         cached: bool = False,
         limits: Limits | None = None,
         max_pixels: int = MAX_PIXELS,
+        normalize: str | None = "imagenet",
+        multi_scale: MultiScale | None = None,
     ):
         self.annotations, self.folder, self.transform = annotations, folder, transform
         self.training, self.seed, self.limits = training, seed, limits or Limits()
-        self.max_pixels = max_pixels
+        self.max_pixels, self.normalize, self.multi_scale = max_pixels, normalize, multi_scale
         self.cache = _Cache(self) if cached else None
 
     def __len__(self) -> int:
@@ -88,7 +95,7 @@ class DetectionDataset(Dataset):
         for step in range(self.limits.in_a_row):
             chosen = (index + step) % len(self)
             try:
-                image, target = self._load(chosen, np.random.default_rng((self.seed, epoch, index, step)))
+                image, target = self._load(chosen, np.random.default_rng((self.seed, epoch, index, step)), epoch)
             except CorruptImageError as error:
                 corrupt.append(str(error))
                 if not self.training:
@@ -99,19 +106,33 @@ class DetectionDataset(Dataset):
         remedy = "`python -m datasets.validate` finds all that cannot be read; data.corrupt.in_a_row allows more"
         raise CorruptImageError(f"{len(corrupt)} images in a row cannot be read or transformed; {remedy}:\n  {listed}")
 
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> list[tuple[Tensor | None, dict]]:
+        """The items of a batch; PyTorch's loaders ask so."""
+        items = [self[key] for key in keys]
+        if self.multi_scale is None:
+            return items
+        index, epoch = keys[0] if isinstance(keys[0], tuple) else (keys[0], 0)
+        # Of another length than an image's key: trailing zeros do not count.
+        return self.multi_scale(items, np.random.default_rng((self.seed, epoch, index, 0, 1)), epoch)
+
+    def largest_batch(self, count: int) -> list[tuple[int, int]]:
+        """(height, width) of the images of the largest training batch."""
+        sizes = self.transform.largest(count)
+        return sizes if self.multi_scale is None else self.multi_scale.largest(sizes)
+
     def _image_id(self, index: int) -> Tensor:
         return torch.tensor(int(self.annotations.image_ids[index]))
 
-    def _load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, dict]:
+    def _load(self, index: int, rng: np.random.Generator, epoch: int) -> tuple[Tensor, dict]:
         image = self.load_image(index)
         rows = self.annotations.objects(index)
         single = ~self.annotations.crowd[rows]
         boxes = self.annotations.boxes[rows][single]
         labels = self.annotations.slots(rows)[single]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
-        sample = Sample(image, corners, labels).clip_boxes()
+        sample = Sample(image, corners, labels, epoch).clip_boxes()
         try:
-            tensor, target = self.transform(sample, rng).tensors()
+            tensor, target = self.transform(sample, rng).tensors(self.normalize)
         except Exception as error:  # of what kind it is cannot be told from that of a mistake in the transform
             reason = f"{type(error).__name__}: {error}"
             raise CorruptImageError(f"{self.path(index)}: cannot be transformed: {reason}") from error

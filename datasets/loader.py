@@ -15,9 +15,9 @@ from datasets.checks import Problem, check_boxes
 from datasets.coco import CorruptImageError, DetectionDataset, Limits
 from datasets.image_paths import check_files, located
 from datasets.images import MAX_PIXELS
+from datasets.preparation import build_augmentation, build_multi_scale, build_preparation, normalization
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
-from datasets.transforms import EvalTransform, TrainTransform
 from util.config import ConfigDict, ConfigError, node_location
 from util.config.registry import call_with_config
 from util.processes.distributed import file_lock, rank, world_size
@@ -166,9 +166,10 @@ def build_dataset(
     except (OSError, ValueError) as error:
         raise ConfigError(f"{node_location(data[split])}: {error}") from error
     training = split == "train"
-    rules, transform = ("augment", TrainTransform) if training else ("resize", EvalTransform)
-    transform = call_with_config(transform, data[rules], where=f"{node_location(data)}.{rules}")
-    return DetectionDataset(annotations, images, transform, training, seed, cached, limits, max_pixels)
+    transform = build_augmentation(data) if training else build_preparation(data).resize
+    multi_scale = build_multi_scale(data, transform) if training else None
+    shapes = normalization(data), multi_scale
+    return DetectionDataset(annotations, images, transform, training, seed, cached, limits, max_pixels, *shapes)
 
 
 def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Problem]:

@@ -11,6 +11,7 @@ from datasets.annotations import Annotations
 from datasets.categories import Categories, DifferentCategoriesError, one_line
 from datasets.coco import DetectionDataset
 from datasets.loader import build_dataset, build_loader, check_dataset
+from datasets.preparation import describe_preparation
 from util.config import ConfigDict, ConfigError, find_value
 from util.processes.distributed import run_in_all_processes
 
@@ -126,8 +127,9 @@ class Splits:
         return arranged
 
     def describe(self) -> list[str]:
-        """A line for every split that was built, and one about the classes."""
-        return [*self.descriptions, f"classes {describe_names([name for _, name in self.categories.used])}"]
+        """A line for every split that was built, one about the classes, and those about the sizes of images."""
+        names = describe_names([name for _, name in self.categories.used])
+        return [*self.descriptions, f"classes {names}", *describe_preparation(self.cfg.data)]
 
     def loader(self, dataset: DetectionDataset) -> DataLoader:
         """Batches of a split."""

@@ -9,6 +9,11 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+NORMALIZATIONS: dict[str | None, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (MEAN, STD),
+    None: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""What is taken off pixels in [0, 1], and what they are divided by: `data.normalize` of a config; None leaves them."""
 NARROW = 16
 """Images whose sides are further apart than this to 1 are resized within bounds that the papers' code does not have."""
 
@@ -21,18 +26,23 @@ class Sample:
         image: RGB.
         boxes: (T, 4) float32 corners x0, y0, x1, y1 in pixels, inside the image.
         labels: (T,) int64.
+        epoch: finished epochs of the training that it is for.
     """
 
     image: Image.Image
     boxes: np.ndarray
     labels: np.ndarray
+    epoch: int = 0
 
     def resize(self, scale: int, max_size: int | None) -> "Sample":
         """The shorter side becomes `scale`, or less where the longer one would pass `max_size`; see resized_shape."""
         width, height = self.image.size
-        new_width, new_height = resized_shape(width, height, scale, max_size)
-        ratio = np.float32([new_width / width, new_height / height] * 2)
-        image = self.image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        return self.stretch(*resized_shape(width, height, scale, max_size))
+
+    def stretch(self, width: int, height: int) -> "Sample":
+        """To this size, whatever the ratio of the sides was; bilinear, and antialiased where it shrinks."""
+        ratio = np.float32([width / self.image.width, height / self.image.height] * 2)
+        image = self.image.resize((width, height), Image.Resampling.BILINEAR)
         return replace(self, image=image, boxes=self.boxes * ratio)
 
     def crop(self, left: int, top: int, width: int, height: int) -> "Sample":
@@ -58,12 +68,19 @@ class Sample:
         boxes = self.boxes[:, [0, 3, 2, 1]] * np.float32([1, -1, 1, -1]) + np.float32([0, height, 0, height])
         return replace(self, image=self.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes=boxes)
 
-    def tensors(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The normalised (3, h, w) image, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w."""
+    def tensors(self, normalize: str | None = "imagenet") -> tuple[Tensor, dict[str, Tensor]]:
+        """The (3, h, w) image, and `labels`, `boxes` as cx, cy, w, h in (0, 1), `size` as h, w.
+
+        Args:
+            normalize: one of NORMALIZATIONS.
+        """
         width, height = self.image.size
         pixels = torch.from_numpy(np.array(self.image)).view(height, 3 * width).float()
         # By rows, in place: a batch has the same order of memory, and rows are long enough for vector instructions.
-        pixels.div_(255).sub_(torch.tensor(MEAN).repeat(width)).div_(torch.tensor(STD).repeat(width))
+        pixels.div_(255)
+        if normalize is not None:
+            mean, std = NORMALIZATIONS[normalize]
+            pixels.sub_(torch.tensor(mean).repeat(width)).div_(torch.tensor(std).repeat(width))
         image = pixels.view(height, width, 3).permute(2, 0, 1)
         low, high = self.boxes[:, :2], self.boxes[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], 1) / np.float32([width, height] * 2)
@@ -92,7 +109,7 @@ def resized_shape(width: int, height: int, scale: int, max_size: int | None) -> 
     return (scale, longer) if width < height else (longer, scale)
 
 
-def _check_sizes(**sizes: tuple[int, ...]):
+def check_sizes(**sizes: tuple[int, ...]):
     """Lengths in pixels are whole and positive, and there is one at least. Raises ValueError."""
     for name, values in sizes.items():
         if not isinstance(values, tuple | list) or not values or any(type(v) is not int or v < 1 for v in values):
@@ -120,14 +137,14 @@ class TrainTransform:
         flip: float = 0.5,
         flip_vertical: float = 0.0,
     ):
-        _check_sizes(scales=scales, max_size=(max_size,))
+        check_sizes(scales=scales, max_size=(max_size,))
         for name, share in (("flip", flip), ("flip_vertical", flip_vertical)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must lie between 0 and 1")
         if crop is not None:
             if set(crop) != {"scales", "min_size", "max_size"}:
                 raise ValueError(f"crop={dict(crop)} should name scales, min_size and max_size")
-            _check_sizes(**{f"crop.{name}": value if name == "scales" else (value,) for name, value in crop.items()})
+            check_sizes(**{f"crop.{name}": value if name == "scales" else (value,) for name, value in crop.items()})
             if min(crop["scales"]) < crop["min_size"]:
                 raise ValueError(f"crop.min_size={crop['min_size']} is larger than the smallest of {crop['scales']}")
             if crop["max_size"] < crop["min_size"]:
@@ -147,6 +164,15 @@ class TrainTransform:
             sample = self._random_crop(sample.resize(scale, NARROW * scale), rng)
         return sample.resize(int(rng.choice(self.scales)), self.max_size)
 
+    def largest(self, count: int) -> list[tuple[int, int]]:
+        """(height, width) of the images of the largest batch: lying and standing ones, which are padded to squares."""
+        short, long = max(self.scales), self.max_size
+        return [(short, long) if number % 2 == 0 else (long, short) for number in range(count)]
+
+    def describe(self) -> str:
+        """To which sizes images are brought, in words."""
+        return f"{min(self.scales)} to {max(self.scales)}, longer side at most {self.max_size}"
+
     def _random_crop(self, sample: Sample, rng: np.random.Generator) -> Sample:
         low, high = self.crop["min_size"], self.crop["max_size"]
         width, height = (
@@ -161,9 +187,43 @@ class EvalTransform:
     """One resize: the shorter side to `scale`, the longer at most `max_size`."""
 
     def __init__(self, scale: int = 800, max_size: int = 1333):
-        _check_sizes(scale=(scale,), max_size=(max_size,))
+        check_sizes(scale=(scale,), max_size=(max_size,))
         self.scale, self.max_size = scale, max_size
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         """The resized sample; nothing is random."""
         return sample.resize(self.scale, self.max_size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image of 3 to 4."""
+        return self.scale, min(self.max_size, self.scale * 4 // 3)
+
+    def describe(self) -> str:
+        """To which sizes images are brought, in words."""
+        return f"{self.scale}, at most {self.max_size}"
+
+
+class Stretch:
+    """One resize to a fixed size, whatever the ratio of the sides was (RT-DETR, D-FINE).
+
+    Args:
+        height, width: in pixels.
+    """
+
+    def __init__(self, height: int = 640, width: int = 640):
+        check_sizes(height=(height,), width=(width,))
+        self.height, self.width = height, width
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """The stretched sample; nothing is random."""
+        return sample.stretch(self.width, self.height)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        return self.height, self.width
+
+    def describe(self) -> str:
+        """To which sizes images are brought, in words."""
+        return f"stretched to {self.width} x {self.height}"

@@ -2,10 +2,11 @@
 
 usage: python tools/export.py --checkpoint best.pth --output model.onnx [--size H W] [--with_processing] [-c CONFIG] ...
 
-The program takes images of one size: images (B, 3, H, W), resized and normalised; it answers logits (B, Q, K) and
-boxes (B, Q, 4) as cx, cy, w, h in (0, 1). With --with_processing it takes one RGB image (h, w, 3) uint8 of any size,
-which it stretches to H x W, and answers scores (n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the image's
-pixels, best first; tools/run_onnx.py runs such a file. Deformable attention is written out in plain PyTorch.
+The program takes images of one size: images (B, 3, H, W), resized, in [0, 1], less the `mean` and divided by the `std`
+of the file's metadata; it answers logits (B, Q, K) and boxes (B, Q, 4) as cx, cy, w, h in (0, 1). With
+--with_processing it takes one RGB image (h, w, 3) uint8 of any size, which it stretches to H x W, and answers scores
+(n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the image's pixels, best first; tools/run_onnx.py runs such a
+file. Deformable attention is written out in plain PyTorch.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from datasets.transforms import MEAN, STD
+from datasets.preparation import build_preparation
+from datasets.transforms import NORMALIZATIONS
 from models.detector import Detector
 from models.ops.ms_deform_attn import BACKENDS
 from models.restore import restore_detector
@@ -63,15 +65,19 @@ class OnImage(nn.Module):
     Args:
         detector, postprocess: as from `models.restore.restore_detector`.
         size: height and width that every image is stretched to.
+        normalize: one of datasets.transforms.NORMALIZATIONS, the one that the detector was trained with.
     """
 
     outputs = ("scores", "labels", "boxes")
 
-    def __init__(self, detector: nn.Module, postprocess: Callable, size: tuple[int, int]):
+    def __init__(
+        self, detector: nn.Module, postprocess: Callable, size: tuple[int, int], normalize: str | None = "imagenet"
+    ):
         super().__init__()
         self.detector, self.postprocess, self.size = detector, postprocess, size
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+        mean, std = NORMALIZATIONS[normalize]
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         height, width, _ = image.shape
@@ -232,7 +238,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=writable_file, help="the file to write: .onnx or .pt2")
     parser.add_argument("-c", "--config_file", help="for the papers' own files, which hold no config")
     parser.add_argument("--options", nargs="+", metavar="NAME=VALUE", help="values over the config; need -c")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="default: the config's, as 4 to 3")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="default: the config's, as 4 to 3 where it leaves that open",
+    )
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--with_processing", action="store_true", help="from an RGB image to boxes in its pixels")
     parser.add_argument("--opset", type=int, default=OPSET, help=f"of ONNX; default {OPSET}")
@@ -249,15 +261,19 @@ def main(args: argparse.Namespace) -> int:
     restored = restore_detector(args.checkpoint, args.config_file, parse_options(args.options), key=args.checkpoint_key)
     name = args.config_file or args.checkpoint
     check_exportable(name, restored.detector, restored.postprocess, args.with_processing)
-    resize = restored.cfg.data.resize
-    size = tuple(args.size or (resize.scale, min(resize.max_size, resize.scale * 4 // 3)))
+    prepare = build_preparation(restored.cfg.data)
+    size, (mean, std) = tuple(args.size or prepare.resize.size), NORMALIZATIONS[prepare.normalize]
     if args.with_processing:
-        model, example = OnImage(restored.detector, restored.postprocess, size), example_image(*size)
+        model = OnImage(restored.detector, restored.postprocess, size, prepare.normalize)
+        example = example_image(*size)
     else:
         model = OnImages(restored.detector)
-        waves = (example_image(*size).permute(2, 0, 1) / 255 - 0.45) / 0.225
+        waves = example_image(*size).permute(2, 0, 1) / 255
+        if prepare.normalize is not None:
+            waves = (waves - 0.45) / 0.225
         example = torch.stack([waves * (1 - 0.1 * i) for i in range(args.batch_size)])
-    metadata = {"size": size, "names": restored.categories["names"] if restored.categories else []}
+    names = restored.categories["names"] if restored.categories else []
+    metadata = {"size": size, "names": names, "mean": mean, "std": std}
     try:
         apart = export(model, example, args.output, metadata, args.opset)
     except ModuleNotFoundError as error:

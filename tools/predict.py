@@ -32,13 +32,12 @@ from datasets.categories import Categories
 from datasets.image_files import InputImage, as_image, find_image_files, read_images
 from datasets.images import MAX_PIXELS, CorruptImageError
 from datasets.predictions import Found, Predictions, draw_found
-from datasets.transforms import EvalTransform, Sample
+from datasets.preparation import build_preparation
 from models.restore import restore_detector
 from util.checkpoints.files import CheckpointError
 from util.cli.outputs import writable_folder
 from util.cli.tools import run_tool
-from util.config import ConfigError, nearest_name, node_location, parse_options
-from util.config.registry import call_with_config
+from util.config import ConfigError, nearest_name, parse_options
 from util.reporting.logger import setup_logging
 from util.tensors.cuda_graphs import CaptureError, GraphedDetector
 from util.tensors.precision import Precision, allow_tf32
@@ -93,8 +92,7 @@ class Predictor:
         self.precision = Precision(device or ("cuda" if torch.cuda.is_available() else "cpu"), amp)
         self.model = restore_detector(checkpoint, config, options, self.precision.device, key)
         self.detect = MODES[mode](self.model.detector)
-        resize = self.model.cfg.data.resize
-        self.transform = call_with_config(EvalTransform, resize, where=node_location(resize))
+        self.prepare = build_preparation(self.model.cfg.data)
         self.categories = Categories.stored(self.model.categories, self.model.cfg.model.num_classes)
         self.score, self.max_pixels = score, max_pixels
         self.wanted = np.array(sorted(chosen_slots(self.categories, classes)))
@@ -121,14 +119,10 @@ class Predictor:
         if not images:
             return []
         sizes = torch.tensor([(image.height, image.width) for image in images])
-        tensors = [self._prepared(image).to(self.precision.device) for image in images]
+        tensors = [self.prepare(image).to(self.precision.device) for image in images]
         with self.precision.autocast():
             output = self.detect(tensors)
         return [self._chosen(result) for result in self.model.postprocess(output, sizes)]
-
-    def _prepared(self, image: Image.Image) -> torch.Tensor:
-        sample = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-        return self.transform(sample, rng=None).tensors()[0]
 
     def _chosen(self, result: dict[str, torch.Tensor]) -> Found:
         boxes, scores, slots = (result[key].cpu().numpy() for key in ("boxes", "scores", "labels"))

@@ -30,7 +30,7 @@ from datasets.images import (
     read_image,
 )
 from datasets.loader import build_dataset
-from datasets.transforms import EvalTransform
+from datasets.preparation import build_preparation
 from models.detector import Detector
 from models.restore import restore_detector
 from tools.lib.drawings import (
@@ -85,7 +85,7 @@ def look_at_images(args: argparse.Namespace) -> int:
     restored = restore_detector(args.checkpoint, args.config_file, options, key=args.checkpoint_key)
     if not isinstance(restored.detector, Detector):
         raise ConfigError(f"{args.checkpoint}: a {type(restored.detector).__name__} has no attention to look at")
-    transform = EvalTransform(**restored.cfg.data.resize)
+    prepare = build_preparation(restored.cfg.data)
     files, names, drawn = find_files(args.images, image_suffixes(), args.output_dir), OutputNames(args.output_dir), 0
     for path, root in files.items():
         try:
@@ -94,7 +94,7 @@ def look_at_images(args: argparse.Namespace) -> int:
         except CorruptImageError as error:
             log.warning("skipped %s", error)
             continue
-        found = trace_image(restored.detector, image, transform)
+        found = trace_image(restored.detector, image, prepare)
         total = found.output.boxes.shape[1]
         unknown = [query for query in args.queries or () if not 0 <= query < total]
         if unknown:

@@ -1,7 +1,8 @@
 """What all papers here train with: AdamW, gradient norm clipped to 0.1, no EMA.
 
 Learning rates are meant for total_batch_size images a step, all GPUs together; scale_lr='sqrt' or 'linear' adapts them to
-another number. lr_backbone is a rate of its own, where 'backbone' under `scale` is a factor of lr.
+another number. lr_backbone is a rate of its own, where 'backbone' under `scale` is a factor of lr. no_decay lists expressions:
+parameters in whose names one is found have no weight decay.
 """
 
 compile = False
@@ -13,11 +14,14 @@ optimizer = dict(
     total_batch_size=16,
     scale_lr=None,
     scale={'backbone': 0.1},
+    no_decay=(),
 )
 training = dict(
     clip_norm=0.1,
     accumulate=1,
     ema=None,
+    restart=None,
+    sync_bn=False,
     eval_every=1,
     save_every=10,
     save_every_steps=None,

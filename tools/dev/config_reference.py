@@ -12,13 +12,16 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from datasets.coco import Limits
-from datasets.transforms import EvalTransform, TrainTransform
+from datasets.distortion import DistortZoomCrop
+from datasets.multi_scale import MultiScale
+from datasets.transforms import EvalTransform, Stretch, TrainTransform
 from models.criteria.criterion import Supervision
 from models.registry import PARTS
 from tools.dev.tables import markdown_table
 from util.config.registry import named_parameters
 from util.training.optimizer import build_ema, build_optimizer, build_schedule
 from util.training.options import TrainingOptions
+from util.training.restart import Restart
 
 FILE = ROOT / "docs/reference.md"
 HEAD = """\
@@ -33,16 +36,20 @@ name, and `in_channels` is the backbone's to say. An option of type "part" is a 
 """
 SECTIONS = {
     "data.augment": TrainTransform,
+    "data.augment, type='DistortZoomCrop'": DistortZoomCrop,
+    "data.multi_scale": MultiScale,
     "data.resize": EvalTransform,
+    "data.resize, type='Stretch'": Stretch,
     "data.corrupt": Limits,
     "optimizer": build_optimizer,
     "schedule": build_schedule,
     "training": TrainingOptions,
     "training.ema": build_ema,
+    "training.restart": Restart,
     "criterion.supervise": Supervision,
 }
 """Sections of a config, and what is called with them."""
-GIVEN = {"model", "optimizer", "steps_per_epoch", "batch_size"}
+GIVEN = {"model", "optimizer", "steps_per_epoch", "batch_size", "state", "folder"}
 """Parameters that no config gives: the program does."""
 STAGES = {
     "models.backbones": "Backbones: `model.backbone`",

@@ -3,7 +3,7 @@
 In a notebook:
 
     restored = restore_detector("best.pth")
-    found = look(restored.detector, image, EvalTransform(**restored.cfg.data.resize))
+    found = trace_image(restored.detector, image, build_preparation(restored.cfg.data))
     draw_samplings(image, found, best_queries(found.output.answer, 3), ["decoder.layers.5.cross_attn"])
 """
 
@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from datasets.coco import DetectionDataset
-from datasets.transforms import MEAN, STD, EvalTransform, Sample
+from datasets.preparation import Preparation
+from datasets.transforms import NORMALIZATIONS
 from models.criteria.token_selection import decoder_attention_map
 from models.structures import Detections, Sampling
 from tools.lib.traces import LayerSampling, Trace, trace_detector
@@ -23,10 +24,9 @@ SIDE = 640
 """Pixels of the longer side of a panel."""
 
 
-def trace_image(detector: nn.Module, image: Image.Image, transform: EvalTransform) -> Trace:
+def trace_image(detector: nn.Module, image: Image.Image, prepare: Preparation) -> Trace:
     """What a detector looked at while it answered for an RGB image. See tools.lib.traces."""
-    tensor, _ = transform(Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)), None).tensors()
-    return trace_detector(detector, tensor)
+    return trace_detector(detector, prepare(image))
 
 
 def best_queries(found: Detections, count: int) -> list[int]:
@@ -197,10 +197,11 @@ def draw_updates(found: Trace) -> Image.Image:
 def draw_augmented(dataset: DetectionDataset, indices: list[int], epochs: int = 3, columns: int = 0) -> Image.Image:
     """Training images as the model gets them, with their boxes: each in a row, as it is in each of several epochs."""
     shown = []
+    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZATIONS[dataset.normalize])
     for index in indices:
         for epoch in range(epochs):
             tensor, target = dataset[index, epoch]
-            pixels = (tensor * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
+            pixels = (tensor * std + mean) * 255
             image = Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
             scale = torch.tensor(image.size * 2)
             centres, halves = (target["boxes"] * scale).split(2, 1)[0], (target["boxes"] * scale)[:, 2:] / 2

@@ -25,13 +25,13 @@ def introduction(
     """A table for people.
 
     Args:
-        data: a line for each split.
+        data: lines about each split, and about what becomes of images.
         kernels: a line for each operation that has some.
         state: of a training; None where nothing is trained.
     """
     rows: dict[str, str | list[str]] = {
         "model": describe_model(args.config_file, cfg["model"], detector),
-        "data": [*data, *describe_sizes(cfg["data"])],
+        "data": data,
         **({} if state is None else {"schedule": describe_schedule(cfg, state)}),
         "device": describe_device(precision, args.num_workers),
         "kernels": kernels,
@@ -69,17 +69,6 @@ def _types(node) -> Iterator[str]:
 
 def _millions(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}"
-
-
-def describe_sizes(data: Mapping) -> list[str]:
-    """To which sizes images are brought, by the section `data` of the config."""
-    sizes = []
-    if augment := data.get("augment"):
-        shortest, longest = min(augment["scales"]), max(augment["scales"])
-        sizes.append(f"in training {shortest} to {longest}, longer side at most {augment['max_size']}")
-    if resize := data.get("resize"):
-        sizes.append(f"in evaluation {resize['scale']}, at most {resize['max_size']}")
-    return [f"shorter side in pixels: {'; '.join(sizes)}"]
 
 
 def describe_schedule(cfg: Mapping, state: TrainingState) -> list[str]:

@@ -3,7 +3,8 @@
 A config file is a Python file of assignments. It is run as code: give only files that you trust.
 
 * `_base_`: a path or a list of paths, relative to the file, merged from left to right before the file itself.
-* Dicts merge key by key. A dict that names another `type` than its base replaces it. Everything else replaces.
+* Dicts merge key by key. A dict that names another `type` than its base, or a type where that has none, replaces it.
+  Everything else replaces.
 * Names that start with an underscore are the file's own helpers and do not reach the config.
 * `aliases` maps short option names to what they stand for: a path, a list of paths that all receive the value, or
   `{value: {path: value}}`.
@@ -76,7 +77,7 @@ def merge_configs(base, child):
     """`child` over `base`, by the rules at the head of this file. Neither is changed."""
     if not (isinstance(base, Mapping) and isinstance(child, Mapping)):
         return child
-    if "type" in child and child["type"] != base.get("type", child["type"]):
+    if "type" in child and child["type"] != base.get("type"):
         return dict(child)
     return {**base, **{key: merge_configs(base[key], value) if key in base else value for key, value in child.items()}}
 

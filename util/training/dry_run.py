@@ -43,8 +43,8 @@ class StopAfter:
 
 
 def shorten_training(options: TrainingOptions) -> TrainingOptions:
-    """Every step is shown, the epoch is evaluated, and no step may be spoilt."""
-    return replace(options, eval_every=1, print_every=1, save_every_steps=None, patience=1)
+    """Every step is shown, the epoch is evaluated, no step may be spoilt, and there is one stage."""
+    return replace(options, eval_every=1, print_every=1, save_every_steps=None, patience=1, restart=None)
 
 
 def dry_run_images(training: bool, batch_size: int, accumulate: int) -> int:

@@ -1,7 +1,6 @@
 """Whether the largest step of a training fits into memory, tried on noise before it begins."""
 
 import logging
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,8 @@ log = logging.getLogger(__name__)
 REMEDIES = (
     "Take less memory with --amp, with a smaller --batch_size and training.accumulate to make up for it, with "
     "--options \"checkpointing=['backbone', 'encoder']\" (their layers are then computed twice instead of kept), or "
-    "with smaller data.augment.scales and data.augment.max_size"
+    "with smaller images: data.augment.scales and data.augment.max_size, or height and width and data.multi_scale.sides"
 )
-
-
-def largest_sizes(count: int, scale: int, max_size: int) -> list[tuple[int, int]]:
-    """(height, width) of the images of the largest batch: lying and standing ones together are padded to squares."""
-    return [(scale, max_size) if number % 2 == 0 else (max_size, scale) for number in range(count)]
 
 
 def check_memory(
@@ -57,18 +51,18 @@ def check_largest_step(
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    cfg: Mapping,
+    sizes: list[tuple[int, int]],
     objects: int,
+    classes: int,
 ):
     """Tries the largest step that the data can ask for, so that memory runs out now or never.
 
     Args:
-        cfg: the config: batch size, sizes of training images, number of classes.
+        sizes: (height, width) of the images of the largest batch.
         objects: of the image with the most.
+        classes: of the model.
     """
-    augment = cfg["data"]["augment"]
-    sizes = largest_sizes(cfg["data"]["batch_size"], max(augment["scales"]), augment["max_size"])
-    noise = noise_batch(sizes, max(1, objects), cfg["model"]["num_classes"], precision.device)
+    noise = noise_batch(sizes, max(1, objects), classes, precision.device)
     check_memory(model, criterion, optimizer, precision, *noise)
     log.info("the largest step fits: images of %s with %d objects each", sizes, max(1, objects))
 

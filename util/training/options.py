@@ -20,6 +20,9 @@ class TrainingOptions:
         accumulate: batches of an optimiser step.
         patience: how many steps in a row may be skipped because a number in them is not finite.
         ema: None, or what util.training.optimizer.build_ema takes.
+        restart: None, or a second stage that begins with the best of the first: what util.training.restart.Restart
+            takes. Needs an EMA.
+        sync_bn: whether batch norms take the mean and variance of the images of all processes, on GPUs.
         eval_every, save_every: epochs between evaluations, and between checkpoints that are kept.
         save_every_steps: steps between checkpoints within epochs; None for none.
         keep_checkpoints: how many of the newest checkpoints there are at a time.
@@ -32,6 +35,8 @@ class TrainingOptions:
     clip_norm: float | None = 0.1
     accumulate: int = 1
     ema: dict | None = None
+    restart: dict | None = None
+    sync_bn: bool = False
     eval_every: int = 1
     save_every: int = 10
     save_every_steps: int | None = None
@@ -47,6 +52,8 @@ class TrainingOptions:
             raise ValueError(f"warm_up_step={self.warm_up_step!r} is none of True, False, 'auto'")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm} must be above 0, or None")
+        if self.restart and not self.ema:
+            raise ValueError("restart compares epochs by the AP of an EMA, and `ema` asks for none")
         for name in ("accumulate", "eval_every", "save_every", "keep_checkpoints", "patience", "print_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")

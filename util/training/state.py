@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from util.checkpoints.files import EMA, CheckpointError, ema_weights, library_versions
+from util.checkpoints.files import EMA, CheckpointError, ema_weights, library_versions, load_strictly
 from util.checkpoints.fitting import describe_non_finite, non_finite
 from util.processes.distributed import gather_objects, is_main, rank, world_size
 from util.reporting.progress import Meter
@@ -70,6 +70,8 @@ class TrainingState:
         """What is to be said of the last epoch, until its evaluation is done."""
         self.best: dict[str, float] = {}
         """Best AP so far, of "regular" and of "ema"."""
+        self.restart: dict = {}
+        """Of a training in two stages; see util.training.restart."""
 
     def candidates(self) -> dict[str, nn.Module]:
         """What is evaluated: the model as "regular", and its EMA as "ema"."""
@@ -99,6 +101,7 @@ class TrainingState:
             "skipped": self.skipped,
             "pending": self.pending,
             "best": dict(self.best),
+            "restart": dict(self.restart),
             "random": gather_objects(random_state()),
             "versions": library_versions(),
             **self.metadata,
@@ -131,11 +134,7 @@ class TrainingState:
             CheckpointError: the checkpoint was made with another optimiser or another set of trainable weights.
         """
         own = [{name: group[name] for name in RATES if name in group} for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            remedy = "To start anew from its weights, give it as --pretrain_model_path"
-            raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
+        self._load_optimizer(content, source)
         # How long the schedule is, is this config's to say; where in it we are, the checkpoint's.
         where = {name: content["schedule"][name] for name in WHERE if name in content["schedule"]}
         if ("total_steps" in content["schedule"]) != hasattr(self.schedule, "total_steps"):
@@ -148,6 +147,7 @@ class TrainingState:
         if self.ema is not None:
             _load_ema(self.ema, self.model, content, source)
         self.epoch, self.best = content["epoch"], dict(content["best"])
+        self.restart = dict(content.get("restart") or {})
         self.step, self.pending = content.get("step", 0), content.get("pending")
         self._load_position(content, source)
         self._set_learning_rates()
@@ -155,6 +155,26 @@ class TrainingState:
             set_random_state(content["random"][rank()])
         else:
             log.warning("%s: was saved by %d processes: random numbers differ", source, len(content["random"]))
+
+    def go_back(self, content: dict, source: str):
+        """Takes weights, EMA, optimiser and scaler of an earlier checkpoint of this training; all else goes on.
+
+        Raises:
+            CheckpointError: it is of another model or optimiser.
+        """
+        load_strictly(self.model, content["model"], source)
+        self._load_optimizer(content, source)
+        self.scaler.load_state_dict(content["scaler"])
+        if self.ema is not None:
+            _load_ema(self.ema, self.model, content, source)
+        self._set_learning_rates()
+
+    def _load_optimizer(self, content: dict, source: str):
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:
+            remedy = "To start anew from its weights, give it as --pretrain_model_path"
+            raise CheckpointError(f"{source}: its optimiser does not fit this config: {error}. {remedy}") from error
 
     def _load_position(self, content: dict, source: str):
         """Where in the epoch it stood."""

@@ -15,6 +15,7 @@ from util.processes.distributed import run_in_main_process
 from util.processes.preemption import PreemptedError
 from util.reporting.logger import Journal
 from util.training.options import TrainingOptions
+from util.training.restart import Restart
 from util.training.state import TrainingState, random_state_kept
 from util.training.stepper import TrainingDivergedError
 
@@ -36,6 +37,7 @@ class Trainer:
         store: takes the checkpoints; its folder the best weights, too.
         journal: takes an entry for every epoch.
         stop: whether this process was asked to stop.
+        restart: of a training in two stages; None for one.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class Trainer:
         store: CheckpointStore,
         journal: Journal,
         stop: Callable[[], bool],
+        restart: Restart | None = None,
     ):
         self.state, self.loader, self.options, self.epochs = state, loader, options, epochs
         self.train_epoch, self.evaluate = train_epoch, evaluate
-        self.store, self.journal, self.stop = store, journal, stop
+        self.store, self.journal, self.stop, self.restart = store, journal, stop, restart
         self.last = epochs
 
     def run(self, last: int | None = None):
@@ -69,6 +72,8 @@ class Trainer:
             log.info("all %d epochs are trained already; schedule.epochs asks for more, --eval evaluates", self.epochs)
         while state.epoch < last or state.pending is not None:
             if state.pending is None:
+                if self.restart is not None:
+                    self.restart.before_epoch()
                 self._finish_epoch()
             self._conclude_epoch()
 
@@ -122,7 +127,10 @@ class Trainer:
                 self.save()
             raise
         state.pending = None
-        self.save(*([f"checkpoint{state.epoch:04d}.pth"] if state.epoch % self.options.save_every == 0 else []))
+        names = [f"checkpoint{state.epoch:04d}.pth"] if state.epoch % self.options.save_every == 0 else []
+        if self.restart is not None and self._evaluation_is_due() and state.epoch < self.epochs:
+            names += self.restart.after_evaluation(entry["ema_test_AP"])
+        self.save(*names)
 
     def _evaluate_candidates(self) -> dict:
         """Scores the model and its EMA; the best of each stays in a file of its own."""

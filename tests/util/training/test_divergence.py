@@ -12,7 +12,7 @@ from util.cli.arguments import parse_arguments
 from util.tensors.determinism import determinism_advice
 from util.tensors.precision import Precision
 from util.training import memory_check
-from util.training.memory_check import check_memory, largest_sizes, memory_advice
+from util.training.memory_check import check_memory, memory_advice
 from util.training.noise import noise_batch
 from util.training.non_finite import Rewind, first_bad_module, gradients_not_finite
 from util.training.optimizer import build_ema, build_schedule
@@ -203,7 +203,6 @@ def test_a_memory_check_leaves_nothing_behind():
     assert torch.equal(random_state()["cpu"], random)
     assert all(p.grad is None for p in state.model.parameters())
     assert not state.optimizer.state
-    assert largest_sizes(3, 800, 1333) == [(800, 1333), (1333, 800), (800, 1333)]
 
 
 # --------------------------------------------------------------------------------------------------- the whole program
