@@ -10,23 +10,29 @@ import torch
 from torch import nn
 
 import models.backbones.coat
+import models.backbones.hgnetv2
 import models.backbones.mpvit
 import models.backbones.resnet
+import models.backbones.resnet_vd
 import models.backbones.swin
 import models.backbones.timm
+import models.criteria.distributions
 import models.criteria.terms
 import models.criteria.token_selection
 import models.decoders.conditional
 import models.decoders.deformable
 import models.decoders.dense
+import models.decoders.distribution
 import models.encoders.deformable
 import models.encoders.dense
+import models.encoders.hybrid
 import models.encoders.interleaved
 import models.encoders.poll_and_pool
 import models.encoders.sparse
 import models.faster_rcnn
 import models.layers.deformable_attention
 import models.layers.dense
+import models.layers.fusion
 import models.layers.head
 import models.layers.position
 import models.layers.transformer
@@ -34,6 +40,7 @@ import models.neck
 import models.postprocess
 import models.queries.contrastive_denoising
 import models.queries.learned
+import models.queries.padded_denoising
 import models.queries.proposals
 from models.criteria.criterion import Criterion, Supervision
 from models.detector import Detector
@@ -50,7 +57,7 @@ __all__ = ["build_criterion", "build_detector", "build_postprocessor"]
 
 EVERYTHING.update(OPERATIONS)
 STAGES = ("backbone", "neck", "encoder", "queries", "decoder")
-CRITERION = ("matcher", "losses", "supervise", "terms", "metrics")
+CRITERION = ("matcher", "losses", "supervise", "terms", "metrics", "joint", "union")
 
 
 def build_detector(cfg: ConfigDict) -> nn.Module:
@@ -136,6 +143,8 @@ def build_criterion(cfg: ConfigDict) -> nn.Module:
         },
         terms={name: PARTS.build(term) for name, term in node.get("terms", {}).items()},
         metrics={name: PARTS.build(metric) for name, metric in node.get("metrics", {}).items()},
+        joint={name: PARTS.build(loss) for name, loss in node.get("joint", {}).items()},
+        union=PARTS.build(node.union) if "union" in node else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The detector: five parts, called one after the other. Every model of this project is a choice of these parts."""
 
+import torch
 from torch import Tensor, nn
 
 from models.structures import DetectorOutput
@@ -14,7 +15,7 @@ class Detector(nn.Module):
         neck: (maps, ImageBatch) -> TokenSet or Pyramid.
         encoder: memory -> (memory, {site or name: what it wants to be supervised on or looked at}).
         queries: (memory, targets) -> (Queries, the same kind of dict).
-        decoder: (Queries, memory) -> (Detections of all layers, dict).
+        decoder: (Queries, memory, whether all that can be supervised is wanted) -> (Detections of all layers, dict).
     """
 
     def __init__(
@@ -40,5 +41,6 @@ class Detector(nn.Module):
         memory = self.neck(self.backbone(batch.images), batch)
         memory, encoded = self.encoder(memory)
         queries, proposed = self.queries(memory, targets)
-        decoded, traced = self.decoder(queries, memory)
+        supervised = targets is not None or torch.is_grad_enabled()
+        decoded, traced = self.decoder(queries, memory, supervised)
         return DetectorOutput.of(decoded, queries.groups, encoded, proposed, traced)

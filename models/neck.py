@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from models.layers.conv_norm import ConvNorm
 from models.registry import PARTS
-from models.structures import Pyramid, padding_mask
+from models.structures import Pyramid
 from util.tensors.image_batch import ImageBatch
 
 
@@ -46,18 +47,31 @@ class PyramidNeck(nn.Module):
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in levels)
         extents = [batch.extents(*shape) for shape in shapes]
         places = [(extent, shape, source.device) for extent, shape in zip(extents, shapes, strict=True)]
-        pads = [padding_mask(*place) for place in places]
         pos = [
             self.position(*place).flatten(2).transpose(1, 2) + embed
             for place, embed in zip(places, self.level_embed, strict=True)
         ]
-        return Pyramid(
-            tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1),
-            pos=torch.cat(pos, 1),
-            padding=torch.cat([pad.flatten(1) for pad in pads], 1),
-            shapes=shapes,
-            extents=tuple(zip(*extents, strict=True)),
-        )
+        return Pyramid.of_maps(levels, torch.cat(pos, 1), tuple(zip(*extents, strict=True)))
+
+
+@PARTS.register
+class ConvNormNeck(nn.Module):
+    """Projects every map with a 1x1 convolution and a norm; adds neither levels nor positions (RT-DETR, section 4.2).
+
+    Args:
+        in_channels: widths of the backbone's maps.
+        d_model: width of the tokens.
+    """
+
+    def __init__(self, in_channels: list[int], d_model: int):
+        super().__init__()
+        self.proj = nn.ModuleList(ConvNorm(channels, d_model, 1) for channels in in_channels)
+
+    def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:
+        """Maps (B, C_l, H_l, W_l), finest first, and the images that they were made of -> the pyramid."""
+        levels = [proj(x) for proj, x in zip(self.proj, maps, strict=True)]
+        extents = [batch.extents(x.shape[-2], x.shape[-1]) for x in levels]
+        return Pyramid.of_maps(levels, None, tuple(zip(*extents, strict=True)))
 
 
 @PARTS.register
@@ -82,12 +96,5 @@ class SingleMapNeck(nn.Module):
         projected = self.proj(maps[0])
         shape = (projected.shape[-2], projected.shape[-1])
         extents = batch.extents(*shape)
-        place = extents, shape, projected.device
-        padding = padding_mask(*place)
-        return Pyramid(
-            tokens=projected.flatten(2).transpose(1, 2),
-            pos=self.position(*place).flatten(2).transpose(1, 2),
-            padding=padding.flatten(1),
-            shapes=(shape,),
-            extents=tuple((extent,) for extent in extents),
-        )
+        pos = self.position(extents, shape, projected.device).flatten(2).transpose(1, 2)
+        return Pyramid.of_maps([projected], pos, tuple((extent,) for extent in extents))

@@ -83,6 +83,16 @@ PNP_DETR = {
 
 H_DETR = {**DEFORMABLE_DETR, r"^query_embed\.weight$": "queries.init.embed_content.weight"}
 
+# What follows from the architecture, in files of some versions.
+REAL_TIME_CONSTANTS = {
+    r"^decoder\.(anchors|valid_mask)$": None,
+    r"^decoder\.decoder\.layers\.\d+\.cross_attn\.num_points_scale$": None,
+}
+
+# These two backbones bear their authors' names.
+RT_DETR_BACKBONE = {r"^backbone\.(?=(conv1|res_layers)\.)": "backbone."}
+D_FINE_BACKBONE = {r"^backbone\.(?=(stem|stages)\.)": "backbone."}
+
 # ----------------------------------------------------------------------------------------------------- transformers
 # As its files on the hub are named, by releases before 5 and by save_pretrained since. A backbone is timm's ResNet,
 # named as torchvision's, or transformers' own, which counts stages and convolutions from 0. Positions must be sines.
@@ -162,10 +172,208 @@ HUGGINGFACE_DEFORMABLE_DETR = {
     r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
 }
 
+REAL_TIME = {
+    **REAL_TIME_CONSTANTS,
+    r"^encoder\.input_proj\.(\d)\.(0|conv)\.": r"neck.proj.\1.conv.",
+    r"^encoder\.input_proj\.(\d)\.(1|norm)\.": r"neck.proj.\1.norm.",
+    r"^encoder\.encoder\.0\.layers\.": "encoder.layers.",
+    r"^encoder\.(lateral_convs|fpn_blocks|pan_blocks)\.": r"encoder.\1.",
+    r"^decoder\.input_proj\.": "encoder.output_proj.",
+    r"^decoder\.enc_output\.(0|proj)\.": "queries.base.features.enc_output.",
+    r"^decoder\.enc_output\.(1|norm)\.": "queries.base.features.enc_output_norm.",
+    r"^decoder\.enc_score_head\.": "queries.base.head.class_embed.",
+    r"^decoder\.enc_bbox_head\.": "queries.base.head.bbox_embed.",
+    r"^decoder\.denoising_class_embed\.": "queries.label_embed.",
+    r"^decoder\.query_pos_head\.": "decoder.query_pos.mlp.",
+    r"^decoder\.dec_score_head\.(\d)\.": r"decoder.heads.\1.class_embed.",
+    r"^decoder\.dec_bbox_head\.(\d)\.": r"decoder.heads.\1.bbox_embed.",
+    r"^decoder\.decoder\.layers\.(\d)\.(?!norm[12]\.|cross_attn\.num_points_scale$)": r"decoder.layers.\1.",
+}
+
+# Of both versions, whose names differ in two places.
+RT_DETR = {
+    **RT_DETR_BACKBONE,
+    **REAL_TIME,
+    r"^encoder\.downsample_convs\.": "encoder.downsample_convs.",
+    r"^decoder\.decoder\.layers\.(\d)\.norm1\.": r"decoder.layers.\1.norm2.",  # ours are named as in DETR's line
+    r"^decoder\.decoder\.layers\.(\d)\.norm2\.": r"decoder.layers.\1.norm1.",
+}
+
+D_FINE = {
+    **D_FINE_BACKBONE,
+    **REAL_TIME,
+    r"^decoder\.(decoder\.)?(up|reg_scale)$": None,  # in our configs
+    r"^encoder\.downsample_convs\.(\d)\.0\.": r"encoder.downsample_convs.\1.",
+    r"^decoder\.decoder\.layers\.(\d)\.norm1\.": r"decoder.layers.\1.norm1.",
+    r"^decoder\.decoder\.lqe_layers\.(\d)\.reg_conf\.": r"decoder.heads.\1.quality.",
+    r"^decoder\.pre_bbox_head\.": "decoder.initial_head.",
+}
+
+# ----------------------------------------------------------------------------------------------------- transformers
+# As its files on the hub are named, by releases before 5 and by save_pretrained since. A backbone is timm's ResNet,
+# named as torchvision's, or transformers' own, which counts stages and convolutions from 0. Positions must be sines.
+
+BODY = r"^model\.backbone\.conv_encoder\.model\."
+
+HUGGINGFACE = {
+    rf"{BODY}(?=(conv1|bn1|layer\d)\.)": "backbone.body.",
+    rf"{BODY}embedder\.embedder\.convolution\.": "backbone.body.conv1.",
+    rf"{BODY}embedder\.embedder\.normalization\.": "backbone.body.bn1.",
+    **{
+        rf"{BODY}encoder\.stages\.{stage}\.layers\.(\d+)\.{theirs}\.": rf"backbone.body.layer{stage + 1}.\1.{ours}."
+        for stage in range(4)
+        for theirs, ours in (
+            *((rf"layer\.{i}\.convolution", f"conv{i + 1}") for i in range(3)),
+            *((rf"layer\.{i}\.normalization", f"bn{i + 1}") for i in range(3)),
+            (r"shortcut\.convolution", "downsample.0"),
+            (r"shortcut\.normalization", "downsample.1"),
+        )
+    },
+    r"^model\.(en|de)coder\.layers\.(\d+)\.fc([12])\.": r"\1coder.layers.\2.linear\3.",
+    r"^model\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"encoder.layers.\1.norm1.",
+    r"^model\.encoder\.layers\.(\d+)\.final_layer_norm\.": r"encoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d+)\.final_layer_norm\.": r"decoder.layers.\1.norm3.",
+    r"^model\.query_position_embeddings\.": "queries.embed.",
+}
+
+
+def _projections(theirs: str, ours: str) -> dict[str, str]:
+    """Rules of one attention: the projections of query, key and value are one matrix in PyTorch's, the last is not."""
+    pieces = {
+        rf"^model\.{theirs}\.{part}_proj\.(weight|bias)$": rf"{ours}.in_proj_\2#{i}" for i, part in enumerate("qkv")
+    }
+    return {**pieces, rf"^model\.{theirs}\.(?:out|o)_proj\.": f"{ours}.out_proj."}
+
+
+HUGGINGFACE_DENSE = {
+    **HUGGINGFACE,
+    **_projections(r"encoder\.layers\.(\d+)\.self_attn", r"encoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layernorm\.": "decoder.norm.",
+    r"^model\.input_projection\.": "neck.proj.",
+    r"^class_labels_classifier\.": "decoder.head.class_embed.",
+    r"^bbox_predictor\.": "decoder.head.bbox_embed.",
+}
+
+HUGGINGFACE_DETR = {
+    **HUGGINGFACE_DENSE,
+    **_projections(r"decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attn"),
+    **_projections(r"decoder\.layers\.(\d+)\.encoder_attn", r"decoder.layers.\1.multihead_attn"),
+}
+
+HUGGINGFACE_CONDITIONAL_DETR = {
+    **HUGGINGFACE_DENSE,
+    r"^model\.decoder\.layers\.(\d+)\.((sa|ca)_\w+_proj)\.": r"decoder.layers.\1.\2.",
+    r"^model\.decoder\.layers\.(\d+)\.self_attn\.out_proj\.": r"decoder.layers.\1.self_attn.out_proj.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.out_proj\.": r"decoder.layers.\1.cross_attn.out_proj.",
+    r"^model\.decoder\.(ref_point_head|query_scale)\.": r"decoder.\1.",
+}
+
+# A file may leave out what equals the first head, and store heads under one of two names or under both.
+HUGGINGFACE_DEFORMABLE_DETR = {
+    **HUGGINGFACE,
+    r"^model\.input_proj\.": "neck.proj.",
+    r"^model\.level_embed$": "neck.level_embed",
+    r"^model\.encoder\.layers\.(\d+)\.self_attn\.": r"encoder.layers.\1.self_attn.",
+    **_projections(r"decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.": r"decoder.layers.\1.cross_attn.",
+    r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.reference_points\.": "queries.reference_points.",
+    r"^model\.(enc_output|enc_output_norm)\.": r"queries.features.\1.",
+    r"^model\.(pos_trans|pos_trans_norm)\.": r"queries.init.\1.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.0\.": tuple(rf"decoder.heads.{i}.\2_embed." for i in range(6)),
+    r"^(model\.decoder\.)?(class|bbox)_embed\.([1-5])\.": r"decoder.heads.\3.\2_embed.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
+}
+
+REAL_TIME_BODY = r"^model\.backbone\.model\."
+
+HUGGINGFACE_RT_DETR_BACKBONE = {
+    rf"{REAL_TIME_BODY}{theirs}\.{part}\.": rf"backbone.{ours}.{name}."
+    for part, name in (("convolution", "conv"), ("normalization", "norm"))
+    for theirs, ours in (
+        *((rf"embedder\.embedder\.{i}", f"conv1.conv1_{i + 1}") for i in range(3)),
+        *(
+            (rf"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.{i}", rf"res_layers.\1.blocks.\2.branch2{'abc'[i]}")
+            for i in range(3)
+        ),
+        (r"encoder\.stages\.0\.layers\.(\d+)\.shortcut", r"res_layers.0.blocks.\1.short"),
+        (r"encoder\.stages\.([1-3])\.layers\.(\d+)\.shortcut\.1", r"res_layers.\1.blocks.\2.short.conv"),
+    )
+}
+
+HUGGINGFACE_D_FINE_BACKBONE = {
+    rf"{REAL_TIME_BODY}{theirs}\.{part}\.": rf"backbone.{ours}.{name}."
+    for part, name in (("convolution", "conv"), ("normalization", "bn"), ("lab", "lab"))
+    for theirs, ours in ((r"embedder\.(stem\w+)", r"stem.\1"), (r"encoder\.(stages\.[\w.]+)", r"\1"))
+}
+
+# Releases since 5 rename the layers of the encoder and of feed-forward networks while they load.
+HUGGINGFACE_REAL_TIME = {
+    r"^model\.encoder_input_proj\.(\d)\.0\.": r"neck.proj.\1.conv.",
+    r"^model\.encoder_input_proj\.(\d)\.1\.": r"neck.proj.\1.norm.",
+    **_projections(r"encoder\.(?:encoder|aifi)\.0\.layers\.(\d)\.self_attn", r"encoder.layers.\1.self_attn"),
+    r"^model\.encoder\.(?:encoder|aifi)\.0\.layers\.(\d)\.self_attn_layer_norm\.": r"encoder.layers.\1.norm1.",
+    r"^model\.encoder\.(?:encoder|aifi)\.0\.layers\.(\d)\.final_layer_norm\.": r"encoder.layers.\1.norm2.",
+    **{
+        rf"^model\.{theirs}layers\.(\d)\.(fc{i}|mlp\.fc{i}|mlp\.layers\.{i - 1})\.": rf"{ours}.layers.\1.linear{i}."
+        for theirs, ours in ((r"encoder\.(?:encoder|aifi)\.0\.", "encoder"), (r"decoder\.", "decoder"))
+        for i in (1, 2)
+    },
+    r"^model\.encoder\.lateral_convs\.": "encoder.lateral_convs.",
+    r"^model\.decoder_input_proj\.(\d)\.0\.": r"encoder.output_proj.\1.conv.",
+    r"^model\.decoder_input_proj\.(\d)\.1\.": r"encoder.output_proj.\1.norm.",
+    r"^model\.enc_output\.0\.": "queries.base.features.enc_output.",
+    r"^model\.enc_output\.1\.": "queries.base.features.enc_output_norm.",
+    r"^model\.enc_score_head\.": "queries.base.head.class_embed.",
+    r"^model\.enc_bbox_head\.": "queries.base.head.bbox_embed.",
+    r"^model\.denoising_class_embed\.": "queries.label_embed.",
+    **_projections(r"decoder\.layers\.(\d)\.self_attn", r"decoder.layers.\1.self_attn"),
+    r"^model\.decoder\.layers\.(\d)\.encoder_attn\.(?!n(um)?_points_scale$)": r"decoder.layers.\1.cross_attn.",
+    r"^model\.decoder\.layers\.(\d)\.encoder_attn\.n(um)?_points_scale$": None,
+    r"^model\.decoder\.layers\.(\d)\.final_layer_norm\.": r"decoder.layers.\1.norm3.",
+    r"^model\.decoder\.query_pos_head\.": "decoder.query_pos.mlp.",
+    r"^(model\.decoder\.)?(class|bbox)_embed\.(\d)\.": r"decoder.heads.\3.\2_embed.",
+}
+
+HUGGINGFACE_RT_DETR = {
+    **HUGGINGFACE_RT_DETR_BACKBONE,
+    **HUGGINGFACE_REAL_TIME,
+    r"^model\.encoder\.(downsample_convs|fpn_blocks|pan_blocks)\.": r"encoder.\1.",
+    r"^model\.decoder\.layers\.(\d)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm2.",
+    r"^model\.decoder\.layers\.(\d)\.encoder_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+}
+
+HUGGINGFACE_D_FINE = {
+    **HUGGINGFACE_D_FINE_BACKBONE,
+    **HUGGINGFACE_REAL_TIME,
+    r"^model\.encoder\.downsample_convs\.(\d)\.conv([12])\.": r"encoder.downsample_convs.\1.cv\2.",
+    **{
+        rf"^model\.encoder\.(fpn|pan)_blocks\.(\d)\.{theirs}\.": rf"encoder.\1_blocks.\2.{ours}."
+        for theirs, ours in (
+            ("conv1", "cv1"),
+            ("csp_rep1", "cv2.0"),
+            ("conv2", "cv2.1"),
+            ("csp_rep2", "cv3.0"),
+            ("conv3", "cv3.1"),
+            ("conv4", "cv4"),
+        )
+    },
+    r"^model\.decoder\.(up|reg_scale)$": None,
+    r"^model\.decoder\.layers\.(\d)\.self_attn_layer_norm\.": r"decoder.layers.\1.norm1.",
+    r"^model\.decoder\.layers\.(\d)\.gateway\.": r"decoder.layers.\1.gateway.",
+    r"^model\.decoder\.pre_bbox_head\.": "decoder.initial_head.",
+    r"^model\.decoder\.lqe_layers\.(\d)\.reg_conf\.": r"decoder.heads.\1.quality.",
+}
+
 FAMILIES: dict[str, Mapping[str, str | Sequence[str] | None]] = {
     "huggingface_detr": HUGGINGFACE_DETR,
     "huggingface_conditional_detr": HUGGINGFACE_CONDITIONAL_DETR,
     "huggingface_deformable_detr": HUGGINGFACE_DEFORMABLE_DETR,
+    "huggingface_rt_detr": HUGGINGFACE_RT_DETR,
+    "huggingface_d_fine": HUGGINGFACE_D_FINE,
     "deformable_detr": DEFORMABLE_DETR,
     "dino": DINO,
     "lite_dino": DINO,
@@ -175,6 +383,8 @@ FAMILIES: dict[str, Mapping[str, str | Sequence[str] | None]] = {
     "efficient_detr": DEFORMABLE_DETR,
     "sparse_detr": SPARSE_DETR,
     "h_detr": H_DETR,
+    "rt_detr": RT_DETR,
+    "d_fine": D_FINE,
 }
 
 DERIVED = re.compile(r"(num_batches_tracked|relative_position_index|total_params|total_ops)$")
@@ -231,6 +441,9 @@ def huggingface_family(keys: Iterable[str]) -> str | None:
         return None
     if "model.level_embed" in keys:
         return "huggingface_deformable_detr"
+    if any(key.startswith("model.encoder_input_proj.") for key in keys):
+        gated = any(re.match(r"model\.decoder\.layers\.\d\.gateway\.", key) for key in keys)
+        return "huggingface_d_fine" if gated else "huggingface_rt_detr"
     conditional = any(key.startswith("model.decoder.query_scale.") for key in keys)
     return "huggingface_conditional_detr" if conditional else "huggingface_detr"
 

@@ -72,6 +72,13 @@ def _map_sizes(shapes: Shapes, device) -> Tensor:
 
 
 @cached
+def _starts(shapes: Shapes, device) -> Tensor:
+    """(L,) int64: the first token of every level."""
+    sizes = [h * w for h, w in shapes]
+    return constant_tensor([sum(sizes[:level]) for level in range(len(sizes))], device)
+
+
+@cached
 def _ratios(shapes: Shapes, extents: tuple[Shapes, ...], device) -> Tensor:
     return _sizes(extents, device) / _map_sizes(shapes, device)
 
@@ -143,6 +150,32 @@ class Pyramid(TokenSet):
     shapes: Shapes
     extents: tuple[Shapes, ...]
 
+    @classmethod
+    def of_maps(cls, maps: list[Tensor], pos: Tensor | None, extents: tuple[Shapes, ...]) -> "Pyramid":
+        """Flattens maps (B, C, H_l, W_l), finest first; arguments as the attributes, but that no `pos` is zeros."""
+        shapes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
+        places = zip(zip(*extents, strict=True), shapes, strict=True)
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+        return cls(
+            tokens=tokens,
+            pos=tokens.new_zeros(()).expand_as(tokens) if pos is None else pos,
+            padding=torch.cat([padding_mask(*place, maps[0].device).flatten(1) for place in places], 1),
+            shapes=shapes,
+            extents=extents,
+        )
+
+    def maps(self) -> list[Tensor]:
+        """One (B, C, H_l, W_l) per level, stored channels last."""
+        levels = self.tokens.split([h * w for h, w in self.shapes], 1)
+        return [x.unflatten(1, shape).permute(0, 3, 1, 2) for x, shape in zip(levels, self.shapes, strict=True)]
+
+    def cleared(self, x: Tensor, level: int) -> Tensor:
+        """A map (B, C, H_l, W_l) of one level with zeros at padding."""
+        if not self.padded:
+            return x
+        extents = tuple(levels[level] for levels in self.extents)
+        return x.masked_fill(padding_mask(extents, self.shapes[level], x.device)[:, None], 0)
+
     @property
     def padded(self) -> bool:
         """Whether any token is padding; a plain truth, like the numbers that it follows from."""
@@ -175,6 +208,22 @@ class Pyramid(TokenSet):
         """(B, Q, 2 or 4) points or boxes relative to the image -> (B, Q, L, 2 or 4), relative to each padded map."""
         ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
         return reference[:, :, None] * ratios[:, None]
+
+    def nearest_tokens(self, locations: Tensor) -> Tensor:
+        """The tokens that points lie in, or those at the edge of their image that they lie beyond.
+
+        Args:
+            locations: (B, N, Q, L, P, 2), x and y relative to each padded map.
+
+        Returns:
+            (B, N, Q, L, P) int64, of the whole sequence.
+        """
+        maps, sizes = _map_sizes(self.shapes, locations.device), _sizes(self.extents, locations.device)
+        last = (sizes - 1)[:, None, None, :, None]
+        # Half up, but for what lies left of or above the map, which the bounds take care of.
+        place = torch.minimum((locations * maps[:, None] + 0.5).trunc().clamp(min=0), last).long()
+        widths = maps[:, None, 0].long()
+        return place[..., 1] * widths + place[..., 0] + _starts(self.shapes, locations.device)[:, None]
 
     def coarsest(self, levels: int) -> slice:
         """The tokens of the last `levels` levels, those of lowest resolution."""
@@ -258,6 +307,16 @@ class EdgeDetections(Detections):
     initial: Tensor
 
 
+def by_group(detections: Detected, groups: tuple[QueryGroup, ...]) -> dict[str, Detected]:
+    """Detections (N, B, Q, ...) of all queries by the names of their groups. Neighbours of one name are one."""
+    found, start = {}, 0
+    for name, same in groupby(groups, key=lambda group: group.name):
+        size = sum(group.size for group in same)
+        found[name] = detections[:, :, start : start + size]
+        start += size
+    return found
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Where a deformable attention looked.
@@ -335,33 +394,34 @@ class DetectorOutput:
         groups: the queries' groups, in order.
         seen: further detections that can be supervised, by site: "proposals" (1, B, Q', ...), "encoder" (N', B, ...).
         aux: tensors and the like by name, for losses that need more than detections and for people who look inside.
+        answered: which layer of `decoder` is the detector's answer.
     """
 
     decoder: Detections
     groups: tuple[QueryGroup, ...]
     seen: dict[str, Detections] = field(default_factory=dict)
     aux: dict = field(default_factory=dict)
+    answered: int = -1
 
     @classmethod
     def of(cls, decoder: Detections, groups: tuple[QueryGroup, ...], *extras: dict) -> "DetectorOutput":
-        """Sorts what the parts returned beside their main result: detections to `seen`, everything else to `aux`."""
-        items = [item for extra in extras for item in extra.items()]
-        seen = {name: value for name, value in items if isinstance(value, Detections)}
-        return cls(decoder, groups, seen, {name: value for name, value in items if name not in seen})
+        """Sorts what the parts returned beside their main result: detections to `seen`, everything else to `aux`.
+
+        A decoder whose answer is not its last layer's says so under "answered".
+        """
+        items = {name: value for extra in extras for name, value in extra.items()}
+        answered = items.pop("answered", -1)
+        seen = {name: value for name, value in items.items() if isinstance(value, Detections)}
+        return cls(decoder, groups, seen, {k: v for k, v in items.items() if k not in seen}, answered)
 
     def sites(self) -> dict[str, Detections]:
         """{site: (N, B, Q, ...)}: all that can be supervised. Neighbouring groups of one name are one site."""
-        found, start = {}, 0
-        for name, groups in groupby(self.groups, key=lambda group: group.name):
-            size = sum(group.size for group in groups)
-            found[name] = self.decoder[:, :, start : start + size]
-            start += size
-        return {**found, **self.seen}
+        return {**by_group(self.decoder, self.groups), **self.seen}
 
     @property
     def answer(self) -> Detections:
-        """(B, Q, ...): the last layer's predictions of the matching queries, which are what the detector answers."""
-        return self.sites()["matching"][-1]
+        """(B, Q, ...): the predictions of the matching queries that are what the detector answers."""
+        return self.sites()["matching"][self.answered]
 
     @property
     def logits(self) -> Tensor:

@@ -24,7 +24,7 @@ STANDS_ON = {
     "models.encoders": {"models.layers", "models.structures", "models.registry", "util"},
     "models.queries": {"models.layers", "models.structures", "models.registry", "util"},
     "models.decoders": {"models.layers", "models.structures", "models.registry", "util"},
-    "models.criteria": {"models.structures", "models.registry", "util"},
+    "models.criteria": {"models.layers", "models.structures", "models.registry", "util"},
     "models.postprocess": {"models.structures", "models.registry", "util"},
     "models.detector": {"models.structures", "util"},
     "models.faster_rcnn": {"models.registry", "util"},

@@ -22,6 +22,7 @@ FAMILIES = (
 """A config of every family."""
 SMALL = {
     "d_model": 32,
+    "width": 32,
     "ffn_dim": 32,
     "low_ffn_dim": 32,
     "num_queries": 12,

@@ -1,6 +1,6 @@
 """Pairs of predictions and targets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.registry import PARTS
 from models.structures import Detections, QueryGroup
-from util.tensors.box_ops import cxcywh_to_xyxy, generalized_iou
+from util.tensors.box_ops import covered_corners, generalized_iou
 from util.tensors.device import constant_tensor
 
 IMPOSSIBLE = 1e9
@@ -53,11 +53,35 @@ class Pairs:
     Attributes:
         image: (P,), the same for every layer.
         query, target: (N, P), rows of the layer's predictions and of the batch's targets.
+        host: (3, N, P), image, query and target once more, where nobody waits for the device.
     """
 
     image: Tensor
     query: Tensor
     target: Tensor
+    host: np.ndarray
+
+    @classmethod
+    def of(cls, image: np.ndarray, query: np.ndarray, target: np.ndarray, device) -> "Pairs":
+        """From (P,), (N, P) and (N, P) on the host."""
+        N = len(query)
+        stacked = constant_tensor(np.concatenate([image[None], query, target]), device)
+        host = np.stack([np.broadcast_to(image, query.shape), query, target])
+        images, queries, targets = stacked.split([1, N, N])
+        return cls(images[0], queries, targets, host)
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self.image)
+
+    def in_layers(self, N: int) -> "Pairs":
+        """Those of one layer in N of them."""
+        host = np.broadcast_to(self.host, (3, N, len(self)))
+        return replace(self, query=self.query.expand(N, -1), target=self.target.expand(N, -1), host=host)
+
+    def of_first(self, N: int) -> "Pairs":
+        """Those of the first N layers."""
+        return replace(self, query=self.query[:N], target=self.target[:N], host=self.host[:, :N])
 
     def of_predictions(self, values: Tensor) -> Tensor:
         """(N, B, Q, ...) -> (N, P, ...): the rows of the paired predictions."""
@@ -65,6 +89,16 @@ class Pairs:
         rows = rows.view(*rows.shape, *[1] * (values.dim() - 3))
         # Not values[...], whose gradient sorts rows before it adds them.
         return torch.take_along_dim(values.flatten(1, 2), rows, 1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The detections of one site, what they should find, and the scalar by which their losses are divided."""
+
+    predicted: Detections
+    targets: Targets
+    pairs: Pairs
+    num_boxes: Tensor
 
 
 @PARTS.register
@@ -95,7 +129,7 @@ class HungarianMatcher:
         wanted = boxes[:, None]
         cost = self.bbox * (predicted - wanted).abs().sum(-1)
         cost = cost + self.ce * self.class_cost(detections.logits.float(), labels[None, :, None].expand(N, -1, Q, -1))
-        return cost - self.giou * generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted), self.eps)
+        return cost - self.giou * generalized_iou(covered_corners(predicted), covered_corners(wanted), self.eps)
 
     def class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What the focal loss would fall by if a label's target were 1 instead of 0.
@@ -133,7 +167,8 @@ class SoftmaxHungarianMatcher(HungarianMatcher):
 def _assign(cost: np.ndarray | None, counts: tuple[int, ...], detections: Detections) -> Pairs:
     """Solves the assignment of every layer and image."""
     N, _, Q = detections.boxes.shape[:3]
-    queries, targets, images, first = [], [], [], 0
+    images, queries, targets = [np.zeros(0, np.int64)], [np.zeros((N, 0), np.int64)], [np.zeros((N, 0), np.int64)]
+    first = 0
     for image, count in enumerate(counts):
         if not count:
             continue
@@ -142,22 +177,16 @@ def _assign(cost: np.ndarray | None, counts: tuple[int, ...], detections: Detect
         targets.append(np.stack([columns for _, columns in solved]) + first)
         images.append(np.full(min(count, Q), image))
         first += count
-    device = detections.boxes.device
-    if not images:
-        empty = torch.zeros(N, 0, dtype=torch.int64, device=device)
-        return Pairs(empty[0], empty, empty)
-    stacked = np.concatenate([np.concatenate(images)[None], np.concatenate(queries, 1), np.concatenate(targets, 1)])
-    image, query, target = constant_tensor(stacked, device).split([1, N, N])
-    return Pairs(image[0], query, target)
+    rows = np.concatenate(images), np.concatenate(queries, 1), np.concatenate(targets, 1)
+    return Pairs.of(*rows, detections.boxes.device)
 
 
 def known_pairs(detections: Detections, targets: Targets, groups: list[QueryGroup]) -> Pairs:
     """Denoising needs no matching: in every group, the query in place j is a noised copy of object j (DINO, 3.3)."""
-    N, counts = len(detections.boxes), np.array(targets.counts)
+    counts = np.array(targets.counts)
     target = np.arange(len(targets.labels))
     place = target - np.repeat(counts.cumsum() - counts, counts)  # of an object within its image
     starts = np.arange(len(groups)) * groups[0].size
     rows = (np.repeat(np.arange(len(counts)), counts), starts[:, None] + place, target)
-    stacked = np.stack([np.broadcast_to(row, (len(groups), len(target))).ravel() for row in rows])
-    image, query, target = constant_tensor(stacked, detections.boxes.device)
-    return Pairs(image, query.expand(N, -1), target.expand(N, -1))
+    image, query, target = (np.broadcast_to(row, (len(groups), len(target))).ravel() for row in rows)
+    return Pairs.of(image, query[None], target[None], detections.boxes.device).in_layers(len(detections.boxes))

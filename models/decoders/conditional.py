@@ -42,7 +42,7 @@ class ConditionalDecoder(nn.Module):
         init_xavier(self.ref_point_head)
         init_xavier(self.query_scale)
 
-    def forward(self, queries: Queries, memory: TokenSet) -> tuple[Detections, dict]:
+    def forward(self, queries: Queries, memory: TokenSet, supervised: bool = True) -> tuple[Detections, dict]:
         """Predicts after every layer: (N, B, Q, ...). Vectors are normed on their way to the head only.
 
         The references are read off the queries' positions once and stay. In every layer but the first, their encoding

@@ -30,7 +30,7 @@ class DenseDecoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.head = head()
 
-    def forward(self, queries: Queries, memory: TokenSet) -> tuple[Detections, dict]:
+    def forward(self, queries: Queries, memory: TokenSet, supervised: bool = True) -> tuple[Detections, dict]:
         """Predicts after every layer: (N, B, Q, ...). Vectors are normed on their way to the head only."""
         hidden, mask, after = queries.content, queries.attention_mask(), []
         for layer in self.layers:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.layers.linear import Linear, Projecting
 from models.ops import key_aware_deform_attn, ms_deform_attn
@@ -48,11 +49,8 @@ class DeformableAttention(Projecting):
 
     def _reset_offsets(self):
         """Every head looks along its own direction of a square ring, point i at distance i (Deformable DETR, A.4)."""
-        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
-        ring = torch.stack([angles.cos(), angles.sin()], -1)
-        ring = ring / ring.abs().amax(-1, keepdim=True)
         distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
-        bias = ring[:, None, None] * distance[:, None]  # (heads, 1, points, 2)
+        bias = ring(self.num_heads)[:, None, None] * distance[:, None]  # (heads, 1, points, 2)
         nn.init.zeros_(self.sampling_offsets.weight)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).flatten())
@@ -82,6 +80,13 @@ class DeformableAttention(Projecting):
             points = reference.expand(*reference.shape[:4], *offsets.shape[4:]).flatten(3)
             return (offsets.flatten(3) / pixels).add_(points).view_as(offsets)
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+
+
+def ring(num_heads: int) -> Tensor:
+    """(heads, 2): the direction of every head, to the edge of a square."""
+    angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    directions = torch.stack([angles.cos(), angles.sin()], -1)
+    return directions / directions.abs().amax(-1, keepdim=True)
 
 
 @cached
@@ -118,6 +123,31 @@ class MSDeformAttn(DeformableAttention):
 
 
 @PARTS.register
+class DiscreteDeformAttn(MSDeformAttn):
+    """MSDeformAttn that reads the nearest pixel instead of interpolating: RT-DETRv2's discrete sampling.
+
+    Where it looks learns nothing: `sampling_offsets` stays as loaded. Places outside the image count as its edge. The
+    paper's code bounds columns by the height, too, which is another thing on maps that are not square.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int = 4):
+        super().__init__(d_model, num_heads, num_levels, num_points)
+        self.sampling_offsets.requires_grad_(False)
+
+    def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
+        """Samples; arguments and result as in MSDeformAttn."""
+        locations = self.locations(self.offsets(query), reference, memory).detach()
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        tokens = memory.nearest_tokens(locations.transpose(1, 2))
+        values = self.values(memory).transpose(1, 2)  # (B, heads, S, channels)
+        index = tokens.flatten(2)[..., None].expand(-1, -1, -1, values.shape[-1])
+        found = values.gather(2, index).unflatten(2, (query.shape[1], -1))  # (B, heads, Q, L * points, channels)
+        sampled = (found * weights.transpose(1, 2)[..., None].to(found.dtype)).sum(3)
+        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
+        return sampled.transpose(1, 2).flatten(2), Sampling(locations, weights)
+
+
+@PARTS.register
 class MSDeformAttnWithQueryProj(MSDeformAttn):
     """MSDeformAttn as Lite-DETR's checkpoints store it: beside it lies a query projection that nothing reads.
 
@@ -151,3 +181,46 @@ class KeyAwareDeformAttn(DeformableAttention):
         asked = self.query_proj(query).unflatten(-1, (self.num_heads, -1))
         sampled = key_aware_deform_attn(asked, values, values, memory.shapes, locations)
         return sampled, Sampling(locations, None)
+
+
+@PARTS.register
+class BareDeformAttn(nn.Module):
+    """Deformable attention that samples the memory itself and projects nothing (D-FINE, appendix A.1).
+
+    Called as `DeformableAttention` is; padding is sampled as it is.
+
+    Args:
+        d_model, num_heads: channels of queries and memory, and attention heads.
+        num_points: sampling points per head, for every level a number of its own (RT-DETRv2, section 3.1).
+    """
+
+    def __init__(self, d_model: int, num_heads: int, num_points: tuple[int, ...]):
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
+        self.num_heads, self.num_points = num_heads, tuple(num_points)
+        self.sampling_offsets = Linear(d_model, num_heads * sum(num_points) * 2)
+        self.attention_weights = Linear(d_model, num_heads * sum(num_points))
+        distance = torch.cat([torch.arange(1, points + 1, dtype=torch.float32) for points in num_points])
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_((ring(num_heads)[:, None] * distance[:, None]).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
+        """(B, Q, C), and where it looked: levels of few points are filled up with points of no weight."""
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.num_heads, -1, 2))
+        logits = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        reference, most = reference.float()[:, :, None], max(self.num_points)  # (B, Q, 1, L, 4)
+        places, shares = [], []
+        parts = zip(offsets.split(self.num_points, 3), weights.split(self.num_points, 3), strict=True)
+        for level, (offset, share) in enumerate(parts):
+            points, box = offset.shape[3], reference[:, :, :, level, None]
+            place = box[..., :2] + offset / points * box[..., 2:] * 0.5
+            places.append(F.pad(place, (0, 0, 0, most - points)))
+            shares.append(F.pad(share, (0, most - points)))
+        sampling = Sampling(torch.stack(places, 3), torch.stack(shares, 3))
+        values = memory.tokens.unflatten(-1, (self.num_heads, -1))
+        return ms_deform_attn(values, memory.shapes, sampling.locations, sampling.weights), sampling

@@ -1,11 +1,13 @@
 """Encoder and decoder layers that attend to all tokens: those of DETR and of Conditional DETR."""
 
+import math
+
 from torch import Tensor, nn
 
 from models.layers.attention import MultiheadAttention, ProjectedAttention
 from models.layers.basic import Recomputable, init_xavier
 from models.layers.dropout import Dropout, add_dropped
-from models.layers.linear import Linear, attend_add_norm, feed_forward
+from models.layers.linear import Linear, attend_add_norm, feed_forward, linear_add_norm, linear_gelu
 from models.registry import PARTS
 from models.structures import TokenSet
 
@@ -39,7 +41,30 @@ class DenseEncoderLayer(Recomputable):
         tokens, _ = attend_add_norm(
             self.self_attn, memory.tokens, self.norm1, self.dropout, *asked, key_padding_mask=memory.padding
         )
+        return self.feed_forward(tokens)
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """The second half of the layer: network, residual, norm."""
         return feed_forward(tokens, self.linear1, self.linear2, self.norm2, self.dropout)
+
+
+@PARTS.register
+class GELUEncoderLayer(DenseEncoderLayer):
+    """The same with GELU in its network, and matrices that start as PyTorch's layers do: RT-DETR's AIFI, section 4.2.
+
+    Args:
+        d_model, num_heads, ffn_dim, dropout: as there.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, ffn_dim: int = 1024, dropout: float = 0.0):
+        super().__init__(d_model, num_heads, ffn_dim, dropout)
+        for linear in (self.self_attn.out_proj, self.linear1, self.linear2):
+            nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """The second half of the layer: network, residual, norm."""
+        hidden = self.dropout(linear_gelu(self.linear1, tokens))
+        return linear_add_norm(self.linear2, hidden, tokens, self.norm2, self.dropout)
 
 
 @PARTS.register

@@ -78,3 +78,50 @@ class SoftmaxHead(nn.Module):
     def forward(self, hidden: Tensor) -> Detections:
         """(..., C) -> logits (..., num_classes + 1) and boxes."""
         return Detections(self.class_embed(hidden).float(), self.bbox_embed(hidden).float().sigmoid())
+
+
+@PARTS.register
+class IndependentHead(DetectionHead):
+    """A DetectionHead whose fresh weights are its own, as RT-DETR's are, and not a copy of the first one's.
+
+    Args:
+        d_model, num_classes, eps: as there.
+    """
+
+    def start_like(self, other: DetectionHead):
+        """Keeps its own."""
+
+
+@PARTS.register
+class EdgeHead(nn.Module):
+    """Class logits, and logits of four distributions of how far the edges of a box move (D-FINE, section 4.1).
+
+    How sharp the distributions are says how well the object is localised, and is added to all class logits (D-FINE,
+    appendix A.1, after Generalized Focal Loss V2).
+
+    Args:
+        d_model, num_classes: channels in, logits out.
+        bins: of a distribution, one more than reg_max in D-FINE's code; an odd number.
+        num_best: how many of a distribution's highest probabilities tell of its sharpness, beside their mean.
+    """
+
+    def __init__(self, d_model: int, num_classes: int, bins: int = 33, num_best: int = 4):
+        super().__init__()
+        self.bins, self.num_best = bins, num_best
+        self.class_embed = Linear(d_model, num_classes)
+        self.bbox_embed = MLP(d_model, d_model, d_model, 4 * bins)
+        self.quality = MLP(4 * (num_best + 1), 64, 1)
+        nn.init.constant_(self.class_embed.bias, -math.log((1 - PRIOR) / PRIOR))
+        for last in (self.bbox_embed.layers[-1], self.quality.layers[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def edges(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., 4, bins): what the vector adds to the distributions' logits."""
+        return self.bbox_embed(hidden).float().unflatten(-1, (4, self.bins))
+
+    def logits(self, hidden: Tensor, edges: Tensor) -> Tensor:
+        """(..., C) and the distributions' logits (..., 4, bins) -> (..., num_classes)."""
+        best = edges.softmax(-1).topk(self.num_best, -1).values
+        sharpness = torch.cat([best, best.mean(-1, keepdim=True)], -1).flatten(-2)
+        return self.class_embed(hidden).float() + self.quality(sharpness).float()

@@ -62,6 +62,42 @@ class SinePosition(nn.Module):
         return torch.stack([_positions(extent, shape, device, *settings) for extent in extents]).permute(0, 3, 1, 2)
 
 
+@PARTS.register
+class IndexPosition(nn.Module):
+    """Position of every pixel by its row and column as they are, whatever the image's size (RT-DETR, its code).
+
+    That code writes row and column of a map that is not square in a wrong order; here they are as on square ones.
+
+    Args:
+        d_model: channels: sines and cosines of the row, then of the column, a quarter each.
+        temperature: of the frequencies.
+    """
+
+    def __init__(self, d_model: int, temperature: float = 10000.0):
+        super().__init__()
+        if d_model % 4:
+            raise ValueError(f"d_model={d_model} is not a multiple of 4")
+        self.features, self.temperature = d_model // 4, temperature
+
+    def forward(self, extents: Shapes, shape: tuple[int, int], device) -> Tensor:
+        """Of a map (H, W): (B, d_model, H, W) float32, the same for every image."""
+        encoded = _index_positions(shape, device, self.features, self.temperature)
+        return encoded.permute(2, 0, 1).expand(len(extents), -1, -1, -1)
+
+
+@cached
+def _index_positions(shape: tuple[int, int], device, features: int, temperature: float) -> Tensor:
+    """(H, W, 4 * features)."""
+    rates = temperature ** (-torch.arange(features, device=device, dtype=torch.float32) / features)
+    row, column = (torch.arange(size, device=device, dtype=torch.float32)[:, None] * rates for size in shape)
+    waves = [
+        wave.unsqueeze(other).expand(*shape, -1)
+        for angle, other in ((row, 1), (column, 0))
+        for wave in (angle.sin(), angle.cos())
+    ]
+    return torch.cat(waves, -1)
+
+
 @cached
 def _positions(
     extent: tuple[int, int], shape: tuple[int, int], device, features: int, offset: float, temperature: float

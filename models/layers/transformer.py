@@ -120,6 +120,9 @@ class DeformableDecoderLayer(nn.Module):
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
+        self._reset_parameters()
+
+    def _reset_parameters(self):
         for module in (self.self_attn, self.linear1, self.linear2):
             init_xavier(module)
 
@@ -143,4 +146,89 @@ class DeformableDecoderLayer(nn.Module):
         content, sampling = attend_add_norm(
             self.cross_attn, content, self.norm1, self.dropout, content + pos, reference, memory
         )
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling.computed
+
+
+@PARTS.register
+class PlainDeformableDecoderLayer(DeformableDecoderLayer):
+    """The same with matrices that start as PyTorch's layers do (RT-DETR).
+
+    Args:
+        d_model, num_heads, attention, ffn_dim, dropout: as there.
+    """
+
+    def _reset_parameters(self):
+        pass
+
+
+@PARTS.register
+class PlainDeformableDecoderLayerV2(PlainDeformableDecoderLayer):
+    """The same whose feed-forward network alone starts xavier-uniform (RT-DETRv2).
+
+    Args:
+        d_model, num_heads, attention, ffn_dim, dropout: as there.
+    """
+
+    def _reset_parameters(self):
+        init_xavier(self.linear1)
+        init_xavier(self.linear2)
+
+
+class Gate(nn.Module):
+    """Weighs what a query was and what it has found, channel by channel, and norms the sum (D-FINE, appendix A.1)."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.gate = Linear(2 * d_model, 2 * d_model)
+        self.norm = nn.LayerNorm(d_model)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, content: Tensor, found: Tensor) -> Tensor:
+        """(B, Q, C) twice -> (B, Q, C)."""
+        kept, taken = self.gate(torch.cat([content, found], -1)).sigmoid().chunk(2, -1)
+        return self.norm(kept * content + taken * found)
+
+
+@PARTS.register
+class GatedDecoderLayer(nn.Module):
+    """Self-attention among the queries, deformable attention behind a gate, feed-forward network (D-FINE, A.1).
+
+    In the paper's code the last norm's input is cut to what float16 holds, which is far beyond what occurs.
+
+    Args:
+        d_model, num_heads: channels, and heads of the self-attention.
+        attention: makes the cross-attention.
+        ffn_dim, dropout: as in the encoder layer.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        attention: Callable[[], nn.Module],
+        ffn_dim: int = 1024,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.cross_attn = attention()
+        self.gateway = Gate(d_model)
+        self.linear1 = Linear(d_model, ffn_dim)
+        self.linear2 = Linear(ffn_dim, d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.dropout = Dropout(dropout)
+        init_xavier(self.linear1)
+        init_xavier(self.linear2)
+
+    def forward(
+        self, content: Tensor, pos: Tensor, reference: Tensor, memory: Pyramid, mask: Tensor | None
+    ) -> tuple[Tensor, Sampling]:
+        """Updates the queries; arguments and result as in DeformableDecoderLayer."""
+        query = content + pos
+        asked = (query, query, content)
+        content, _ = attend_add_norm(self.self_attn, content, self.norm1, self.dropout, *asked, attn_mask=mask)
+        found, sampling = self.cross_attn(content + pos, reference, memory)
+        content = self.gateway(content, self.dropout(found))
         return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling.computed

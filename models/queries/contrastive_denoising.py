@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.basic import inverse_sigmoid
+from models.layers.denoising import noised_corners, with_denoising
 from models.registry import PARTS
 from models.structures import Pyramid, Queries, QueryGroup
-from util.tensors.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from util.tensors.box_ops import xyxy_to_cxcywh
 from util.tensors.device import constant_tensor
 
 
@@ -51,14 +52,7 @@ class WithDenoising(nn.Module):
         queries, proposed = self.base(memory, targets)
         if not self.training or targets is None:
             return queries, proposed
-        content, reference, groups = self.noised(targets)
-        queries = Queries(
-            content=torch.cat([content, queries.content], 1),
-            pos=queries.pos,
-            reference=torch.cat([reference, queries.reference], 1),
-            groups=groups + queries.groups,
-        )
-        return queries, proposed
+        return with_denoising(queries, *self.noised(targets)), proposed
 
     def noised(self, targets: list[dict]) -> tuple[Tensor, Tensor, tuple[QueryGroup, ...]]:
         """Content (B, R, C), boxes (B, R, 4) in (0, 1) and groups of the denoising queries.
@@ -74,7 +68,8 @@ class WithDenoising(nn.Module):
 
         labels = self._noised_labels(labels.repeat(repeats))
         negative = torch.arange(repeats, device=boxes.device).remainder(2).repeat_interleave(len(boxes))
-        boxes = self._noised_boxes(boxes.repeat(repeats, 1), negative[:, None])
+        corners = noised_corners(boxes.repeat(repeats, 1), negative[:, None], self.box_noise_scale)
+        boxes = inverse_sigmoid(xyxy_to_cxcywh(corners), self.eps).sigmoid()
 
         place = np.concatenate([np.arange(count) for count in counts])  # of an object within its image
         slots = (longest * np.arange(repeats)[:, None] + place).ravel()
@@ -98,11 +93,3 @@ class WithDenoising(nn.Module):
         # The first that is replaced gets the first that was drawn, and so on: how many there are nobody needs to know.
         order = (replaced.cumsum(0) - 1).clamp(min=0)
         return torch.where(replaced, drawn[order], labels)
-
-    def _noised_boxes(self, boxes: Tensor, negative: Tensor) -> Tensor:
-        """Moves every corner by a random share of half the box's size, negatives by that and the half once more."""
-        corners, half = cxcywh_to_xyxy(boxes), boxes[:, 2:].repeat(1, 2) / 2
-        sign = torch.randint_like(boxes, low=0, high=2) * 2 - 1
-        amount = torch.rand_like(boxes) + negative
-        corners = (corners + sign * amount * half * self.box_noise_scale).clamp(0, 1)
-        return inverse_sigmoid(xyxy_to_cxcywh(corners), self.eps).sigmoid()

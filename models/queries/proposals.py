@@ -77,7 +77,9 @@ class TopKProposals(nn.Module):
             references = gather_tokens(shifted, chosen)
         else:
             shifted = references = self.head.shift(gather_tokens(features, chosen), gather_tokens(anchors, chosen))
-        content, pos = self.init(references.detach(), gather_tokens(memory.tokens, chosen))
+        content, pos = self.init(
+            references.detach(), gather_tokens(memory.tokens, chosen), gather_tokens(features, chosen)
+        )
         queries = Queries(content, pos, references.detach().sigmoid(), groups)
         if not supervised:
             return queries, {}
@@ -131,8 +133,8 @@ class FromBox(BoxEmbedding):
     def __init__(self, d_model: int, num_queries: int):
         super().__init__(d_model, width=2 * d_model)
 
-    def forward(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Q, 4) logits of the chosen boxes, (B, Q, C) tokens -> content and position, (B, Q, C) each."""
+    def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the chosen boxes (B, Q, 4), tokens (B, Q, C) -> content and position, (B, Q, C) each."""
         pos, content = self.embed(logits).chunk(2, -1)
         return content, pos
 
@@ -153,8 +155,8 @@ class FromBoxWithLearnedContent(BoxEmbedding):
         super().__init__(d_model, width=2 * d_model)
         self.embed_content = nn.Embedding(num_queries, d_model)
 
-    def forward(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Q, 4) logits of the chosen boxes, (B, Q, C) tokens -> content and position, (B, Q, C) each."""
+    def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the chosen boxes (B, Q, 4), tokens (B, Q, C) -> content and position, (B, Q, C) each."""
         pos, _ = self.embed(logits).chunk(2, -1)
         content = self.embed_content.weight[: logits.shape[1]].expand(len(logits), -1, -1)
         return content, pos
@@ -172,8 +174,8 @@ class FromMemory(BoxEmbedding):
     def __init__(self, d_model: int, num_queries: int):
         super().__init__(d_model, width=d_model)
 
-    def forward(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Q, 4) logits of the chosen boxes, (B, Q, C) tokens -> content and position, (B, Q, C) each."""
+    def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the chosen boxes (B, Q, 4), tokens (B, Q, C) -> content and position, (B, Q, C) each."""
         return tokens, self.embed(logits)
 
 
@@ -193,6 +195,22 @@ class LearnedContent(nn.Module):
         self.embed = nn.Embedding(num_queries, d_model)
         nn.init.xavier_uniform_(self.embed.weight)
 
-    def forward(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, None]:
-        """(B, Q, 4), (B, Q, C) -> content (B, Q, C), and None: the decoder derives positions from the boxes."""
+    def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, None]:
+        """(B, Q, 4), (B, Q, C) twice -> content (B, Q, C), and None: the decoder derives positions from the boxes."""
         return self.embed.weight[: logits.shape[1]].expand(len(logits), -1, -1), None
+
+
+@PARTS.register
+class FromFeatures(nn.Module):
+    """Content is what the chosen token was scored by, without gradient (RT-DETR, section 4.3).
+
+    Args:
+        num_queries: not needed here; every initialiser is told.
+    """
+
+    def __init__(self, num_queries: int):
+        super().__init__()
+
+    def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, None]:
+        """(B, Q, 4), (B, Q, C) twice -> content (B, Q, C), and None: the decoder derives positions from the boxes."""
+        return features.detach(), None

@@ -17,9 +17,10 @@ STEP = 6  # the recordings keep every sixth row
 
 # How far norms of gradients may differ. These are ill-conditioned: float32 itself is off by as much.
 GRADIENTS = {"deformable_detr_coat_small": 3e-3, "deformable_detr_mpvit_small": 3e-3}
-KINKED, KINK = "sampling_offsets", 1e-2
+UNSTEADY = {"sampling_offsets": 1e-2, ".lab.": 5e-3}
 """Gradients of sampling offsets jump where a sample passes from one pixel to the next. In most recordings some samples
-lie within 2e-6 pixels of there, and rounding decides which of two gradients each of them has."""
+lie within 2e-6 pixels of there, and rounding decides which of two gradients each of them has. Those of HGNetv2's
+scalars are sums over whole maps that nearly cancel: in float64 they are closer to ours than to the recorded ones."""
 
 
 @pytest.fixture(params=recordings())
@@ -74,11 +75,18 @@ def assert_losses(losses, recorded, weights):
     assert sum(losses.values()).item() == pytest.approx(recorded["weighted_total"], rel=1e-4)
 
 
+def assert_localization(losses, recording, mode):
+    """The total without the losses of classes, which filled weights make so large that they hide the others."""
+    if "localization" in recording.spec:
+        total = sum(value for name, value in losses.items() if "vfl" not in name)
+        assert total.item() == pytest.approx(recording.spec["localization"][mode]["weighted_total"], rel=1e-5)
+
+
 def official_weight(recording):
     """{official loss name: its weight}, from the criterion's own parts."""
     criterion = build_criterion(recording.cfg)
-    losses = {f"loss_{name}": loss for name, loss in criterion.losses.items()} | criterion.terms
-    return lambda name: losses[re.match(r"loss_(ce|bbox|giou)|.*", name)[0]].weight
+    losses = {f"loss_{name}": loss for name, loss in (criterion.losses | criterion.joint).items()} | criterion.terms
+    return lambda name: losses[re.match(rf"{'|'.join(losses)}|.*", name)[0]].weight
 
 
 def assert_gradients(detector, recording, recorded):
@@ -92,7 +100,8 @@ def assert_gradients(detector, recording, recorded):
     for key, norm in recorded.items():
         name = owner[key]
         compared.add(name)
-        assert ours[name] == pytest.approx(norm, rel=KINK if KINKED in name else rel, abs=floor), key
+        allowed = next((value for part, value in UNSTEADY.items() if part in key), rel)
+        assert ours[name] == pytest.approx(norm, rel=allowed, abs=floor), key
     assert all(ours[name] == 0 for name in set(ours) - compared)
 
 
@@ -108,8 +117,9 @@ def test_equals_the_papers_code(recording, monkeypatch):
 
     losses, metrics = build_criterion(recording.cfg).eval()(output, recording.targets())
     assert_losses(losses, recording.spec["losses"], official_weight(recording))
-    assert metrics["class_error"].item() == pytest.approx(recording.spec["losses"]["class_error"], abs=1e-3)
-    assert metrics["cardinality_error"].item() == pytest.approx(recording.spec["losses"]["cardinality_error"])
+    for name in recording.spec["losses"].keys() & {"class_error", "cardinality_error"}:  # not in RT-DETR's code
+        assert metrics[name].item() == pytest.approx(recording.spec["losses"][name], abs=1e-3), name
+    assert_localization(losses, recording, "eval")
 
     sum(losses.values()).backward()
     assert_gradients(detector, recording, recording.spec["grad_norms"])
@@ -157,6 +167,17 @@ DRAWS = {
 }
 
 
+def impose_draws(monkeypatch, draw):
+    """Takes the recorded constants for what is drawn at random."""
+    rand, randint = DRAWS[draw]
+    monkeypatch.setattr(torch, "rand_like", rand)
+    monkeypatch.setattr(
+        torch,
+        "randint_like",
+        lambda t, low, high: randint(torch.arange(t.numel()), low, high).view(t.shape).to(t.dtype),
+    )
+
+
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize(
     "name", ["dino/dino_4scale_r50", "lite_dino/lite_dino_r50_h3l1_2p1x3_kda", "lite_dino/lite_dino_r50_h3l1_2p1x3_da"]
@@ -165,13 +186,7 @@ def test_denoising_equals_the_papers_code(name, draw, monkeypatch):
     """Training with denoising, its random draws replaced by the recorded constants."""
     recording = Recording(name)
     impose_order(monkeypatch, recording)
-    rand, randint = DRAWS[draw]
-    monkeypatch.setattr(torch, "rand_like", rand)
-    monkeypatch.setattr(
-        torch,
-        "randint_like",
-        lambda t, low, high: randint(torch.arange(t.numel()), low, high).view(t.shape).to(t.dtype),
-    )
+    impose_draws(monkeypatch, draw)
     detector = recording.detector().train()
     output = detector(recording.images(), recording.targets())
     denoised = output.sites()["denoising"][-1]
@@ -184,6 +199,34 @@ def test_denoising_equals_the_papers_code(name, draw, monkeypatch):
     losses, _ = build_criterion(recording.cfg)(output, recording.targets())
     assert set(losses) == set(recording.spec["weight_dict"])
     assert_losses(losses, recording.spec[key], official_weight(recording))
+    sum(losses.values()).backward()
+    assert_gradients(detector, recording, recording.spec[key.replace("losses", "grad_norms")])
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("name", recordings("rt_detr", "d_fine"))
+def test_real_time_training_equals_the_papers_code(name, draw, monkeypatch):
+    """Training of RT-DETR and D-FINE with denoising; batch norms keep their statistics."""
+    recording = Recording(name)
+    key = draw.replace("train", "losses_train")
+    if key not in recording.spec:
+        pytest.skip("these draws were not recorded")
+    impose_order(monkeypatch, recording)
+    impose_draws(monkeypatch, draw)
+    detector = recording.detector().train()
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    output = detector(recording.images(), recording.targets())
+    recorded = recording.arrays[f"{draw}.dn_pred_boxes"]
+    assert_rows(output.sites()["denoising"].boxes[-1], recorded, tolerance(recording, "pred_boxes"))
+
+    losses, _ = build_criterion(recording.cfg)(output, recording.targets())
+    recorded = recording.spec[key]
+    # The last layer is not distilled from itself.
+    assert set(recorded) - set(losses) - {"weighted_total"} <= {f"loss_ddf_dn_{len(output.decoder.boxes) - 1}"}
+    assert_losses(losses, recorded, official_weight(recording))
+    assert_localization(losses, recording, draw)
     sum(losses.values()).backward()
     assert_gradients(detector, recording, recording.spec[key.replace("losses", "grad_norms")])
 

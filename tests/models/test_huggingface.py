@@ -1,5 +1,6 @@
 """Files of transformers: read under their names on the hub, they compute what transformers' own models compute."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -86,6 +87,75 @@ def test_a_saved_model_answers_the_same(name, tmp_path, caplog):
     load_checkpoint(detector, read_checkpoint(file), name.split("/")[0], str(file))
     assert f"an official huggingface_{name.split('/')[0]} checkpoint" in caplog.text
     assert_same_answers(detector, model)
+
+
+REAL_TIME = {
+    "rt_detr/rtdetr_r18vd": ("RTDetr", {"hidden_expansion": 0.5, "decoder_layers": 3}),
+    "rt_detr/rtdetrv2_r18vd": ("RTDetrV2", {"hidden_expansion": 0.5, "decoder_layers": 3}),
+    "rt_detr/rtdetrv2_r18vd_dsp": (
+        "RTDetrV2",
+        {"hidden_expansion": 0.5, "decoder_layers": 3, "decoder_method": "discrete"},
+    ),
+    "d_fine/dfine_hgnetv2_l": ("DFine", {"hidden_expansion": 1.0, "decoder_n_points": [3, 6, 3]}),
+    "d_fine/dfine_hgnetv2_s": (
+        "DFine",
+        {"hidden_expansion": 0.5, "depth_mult": 0.34, "decoder_layers": 3, "decoder_n_points": [3, 6, 3]},
+    ),
+}
+
+
+def real_time_backbone(name):
+    """transformers' description of the backbone, and the widths of its maps."""
+    stages = {"out_features": LAST_THREE}
+    if name.startswith("rt_detr"):
+        widths = [64, 128, 256, 512]
+        basic = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": widths}
+        return transformers.RTDetrResNetConfig(**basic, **stages), widths[1:]
+    if name.endswith("_l"):
+        return transformers.HGNetV2Config(**stages), [512, 1024, 2048]
+    small = {
+        "stem_channels": [3, 16, 16],
+        "stage_in_channels": [16, 64, 256, 512],
+        "stage_mid_channels": [16, 32, 64, 128],
+        "stage_out_channels": [64, 256, 512, 1024],
+        "hidden_sizes": [64, 256, 512, 1024],
+        "stage_num_blocks": [1, 1, 2, 1],
+        "stage_numb_of_layers": [3, 3, 3, 3],
+        "use_learnable_affine_block": True,
+    }
+    return transformers.HGNetV2Config(**small, **stages), [256, 512, 1024]
+
+
+def real_time_peer(name):
+    """transformers' model of a config, narrow, with weights that follow from their names."""
+    prefix, options = REAL_TIME[name]
+    backbone, widths = real_time_backbone(name)
+    sizes = dict.fromkeys(("d_model", "encoder_hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim"), 32)
+    sizes |= {"encoder_in_channels": widths, "decoder_in_channels": [32] * 3, "num_queries": 12, "num_labels": 5}
+    config = getattr(transformers, f"{prefix}Config")(backbone_config=backbone, **sizes, **options)
+    model = getattr(transformers, f"{prefix}ForObjectDetection")(config).eval()
+    constants = re.compile(r"(points_scale|\.up|reg_scale)$")
+    model.load_state_dict(
+        {k: v if constants.search(k) else values(k, tuple(v.shape)) for k, v in model.state_dict().items()}
+    )
+    return model
+
+
+@pytest.mark.parametrize("name", REAL_TIME)
+@pytest.mark.parametrize("form", ["saved", "as the module names them"])
+def test_real_time_models_answer_the_same(name, form, tmp_path):
+    """On images of a size, also oblong ones: transformers pads none, and reads discrete points rightly on squares."""
+    model, detector = real_time_peer(name), build_detector(shrunk(CONFIG / f"{name}.py", **{"model.num_classes": 5}))
+    model.save_pretrained(tmp_path)
+    weights = read_checkpoint(tmp_path / "model.safetensors") if form == "saved" else {"model": model.state_dict()}
+    load_checkpoint(detector, weights, name.split("/")[0], "model.safetensors")
+    height, width = (128, 128) if name.endswith("_dsp") else (96, 160)
+    images = [make_image(height, width, float(i)) for i in range(2)]
+    with torch.no_grad():
+        wanted, found = model(torch.stack(images)), detector.eval()(images)
+    assert wanted.logits.std() > 0.01
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.boxes, wanted.pred_boxes, rtol=0, atol=1e-4)
 
 
 def test_a_backbone_of_timm(tmp_path):

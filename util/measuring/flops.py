@@ -3,10 +3,13 @@
 import copy
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from util.tensors.device import is_traced
 
 aten = torch.ops.aten
 
@@ -34,6 +37,8 @@ def _per_pooled(shape, kernel, *args, out_shape=None, **kwargs) -> int:
 CONVENTION = {
     aten.native_layer_norm: _per_element(2 * 5),
     aten.native_group_norm: _per_element(2 * 5),
+    aten.native_batch_norm: _per_element(2 * 2),
+    aten._native_batch_norm_legit_no_training: _per_element(2 * 2),
     aten.grid_sampler_2d: _per_element(2 * 4),
 }
 ELEMENTWISE = CONVENTION | {
@@ -74,6 +79,14 @@ def _every_operation() -> dict[Callable, Callable]:
     )
 
 
+_COUNTED: ContextVar[bool] = ContextVar("counted", default=False)
+
+
+def is_counted() -> bool:
+    """Whether a forward pass is counted as published tables do: all that inference needs, without shortcuts."""
+    return not is_traced() and _COUNTED.get()
+
+
 EVERYTHING = _every_operation()
 """{operator: formula}. Whoever brings an operator of their own puts it in."""
 
@@ -84,8 +97,8 @@ def count_gmacs(
     """MACs of one forward pass, in 10^9.
 
     Counts as fvcore does, which is what published tables hold: convolutions and matrix products one per multiply-add
-    (attention's two products included), bilinear samples four per number, layer and group norms five per element,
-    everything else nothing. Runs on shapes alone: no device, kernel or backend changes the count.
+    (attention's two products included), bilinear samples four per number, layer and group norms five per element, batch
+    norms two, everything else nothing. Runs on shapes alone: no device, kernel or backend changes the count.
 
     Args:
         detector: any module that takes a list of images.
@@ -131,7 +144,11 @@ def _count_on(
     detector = copy.deepcopy(detector).to(device).eval().requires_grad_(not inference)
     images = [torch.zeros_like(image, device=device) for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
-    with torch.set_grad_enabled(not inference), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        detector(images)
+    token = _COUNTED.set(not inference)
+    try:
+        with torch.set_grad_enabled(not inference), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            detector(images)
+    finally:
+        _COUNTED.reset(token)
     counts, root = counter.get_flop_counts(), type(detector).__name__
     return {name: sum(counts.get(f"{root}.{name}", {}).values()) for name, _ in detector.named_children()}

@@ -16,6 +16,18 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
+def covered_corners(boxes: Tensor) -> Tensor:
+    """Corners of what boxes given by centre and size cover: one of negative width covers nothing, at its centre."""
+    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
+    """IoU in [0, 1] of corner boxes (..., 4), with broadcasting; NaN for two boxes without area."""
+    overlap, union = _overlap_and_union(a, b)
+    return overlap / union
+
+
 def generalized_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
     """Generalized IoU (Rezatofighi et al., 2019, algorithm 1) of corner boxes, with broadcasting.
 
@@ -26,12 +38,17 @@ def generalized_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
     Returns:
         (...) in [-1, 1].
     """
-    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    overlap, union = _overlap_and_union(a, b)
     hull_low, hull_high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
-    overlap = _area((high - low).clamp(min=0))
-    union = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - overlap
     hull = _area((hull_high - hull_low).clamp(min=0))
     return overlap / (union + eps) - (hull - union) / (hull + eps)
+
+
+def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas (...) of corner boxes' intersection and union."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    overlap = _area((high - low).clamp(min=0))
+    return overlap, _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - overlap
 
 
 def _area(sides: Tensor) -> Tensor:

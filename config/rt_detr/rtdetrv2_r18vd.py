@@ -1,0 +1,6 @@
+"""RT-DETRv2, the network of rtdetr_r18vd with a longer or gentler recipe, 120 epochs: 48.1 AP as published.
+
+torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetrv2_r18vd.py
+"""
+
+_base_ = ['rtdetr_r18vd.py', '../_base_/rt_detr_v2.py']

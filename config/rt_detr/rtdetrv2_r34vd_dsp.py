@@ -1,0 +1,8 @@
+"""RT-DETRv2 that reads the nearest pixels instead of interpolating, 12 epochs from rtdetrv2_r34vd: 49.2 AP as published.
+
+torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetrv2_r34vd_dsp.py --pretrain_model_path rtdetrv2_r34vd.pth
+"""
+
+_base_ = 'rtdetrv2_r34vd.py'
+
+model = dict(attention=dict(type='DiscreteDeformAttn', num_points=4))
