@@ -235,7 +235,7 @@ def test_resnet_without_gradients(depth):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_fused_convolutions_are_given_what_plain_ones_are(depth, monkeypatch):
     resnet, images = resnet_of_random_norms(depth), torch.randn(1, 3, 65, 97)
-    monkeypatch.setattr("models.backbones.resnet.has_kernels", lambda *_: False)  # the CPU's own
+    monkeypatch.setattr("models.layers.conv_norm.has_kernels", lambda *_: False)  # the CPU's own
     with torch.no_grad():
         wanted = resnet(images)
         convolve, calls = torch.nn.functional.conv2d, []
@@ -248,7 +248,7 @@ def test_fused_convolutions_are_given_what_plain_ones_are(depth, monkeypatch):
 
         monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
         monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
-        monkeypatch.setattr("models.backbones.resnet._has_fused_kernels", lambda x: True)
+        monkeypatch.setattr("models.layers.conv_norm._has_fused_kernels", lambda *_: True)
         found = resnet(images)
     torch.testing.assert_close(found, wanted)
     assert calls.count(2) == {18: 8, 50: 16}[depth]  # one shortcut a block
