@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import models.backbones.coat
+import models.backbones.hgnetv2
 import models.backbones.mpvit
 import models.backbones.resnet
+import models.backbones.resnet_vd
 import models.backbones.swin
 import models.backbones.timm
 import models.criteria.terms
