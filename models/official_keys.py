@@ -83,6 +83,10 @@ PNP_DETR = {
 
 H_DETR = {**DEFORMABLE_DETR, r"^query_embed\.weight$": "queries.init.embed_content.weight"}
 
+# These two backbones bear their authors' names.
+RT_DETR_BACKBONE = {r"^backbone\.(?=(conv1|res_layers)\.)": "backbone."}
+D_FINE_BACKBONE = {r"^backbone\.(?=(stem|stages)\.)": "backbone."}
+
 # ----------------------------------------------------------------------------------------------------- transformers
 # As its files on the hub are named, by releases before 5 and by save_pretrained since. A backbone is timm's ResNet,
 # named as torchvision's, or transformers' own, which counts stages and convolutions from 0. Positions must be sines.
@@ -160,6 +164,28 @@ HUGGINGFACE_DEFORMABLE_DETR = {
     r"^(model\.decoder\.)?(class|bbox)_embed\.0\.": tuple(rf"decoder.heads.{i}.\2_embed." for i in range(6)),
     r"^(model\.decoder\.)?(class|bbox)_embed\.([1-5])\.": r"decoder.heads.\3.\2_embed.",
     r"^(model\.decoder\.)?(class|bbox)_embed\.6\.": r"queries.head.\2_embed.",
+}
+
+REAL_TIME_BODY = r"^model\.backbone\.model\."
+
+HUGGINGFACE_RT_DETR_BACKBONE = {
+    rf"{REAL_TIME_BODY}{theirs}\.{part}\.": rf"backbone.{ours}.{name}."
+    for part, name in (("convolution", "conv"), ("normalization", "norm"))
+    for theirs, ours in (
+        *((rf"embedder\.embedder\.{i}", f"conv1.conv1_{i + 1}") for i in range(3)),
+        *(
+            (rf"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.{i}", rf"res_layers.\1.blocks.\2.branch2{'abc'[i]}")
+            for i in range(3)
+        ),
+        (r"encoder\.stages\.0\.layers\.(\d+)\.shortcut", r"res_layers.0.blocks.\1.short"),
+        (r"encoder\.stages\.([1-3])\.layers\.(\d+)\.shortcut\.1", r"res_layers.\1.blocks.\2.short.conv"),
+    )
+}
+
+HUGGINGFACE_D_FINE_BACKBONE = {
+    rf"{REAL_TIME_BODY}{theirs}\.{part}\.": rf"backbone.{ours}.{name}."
+    for part, name in (("convolution", "conv"), ("normalization", "bn"), ("lab", "lab"))
+    for theirs, ours in ((r"embedder\.(stem\w+)", r"stem.\1"), (r"encoder\.(stages\.[\w.]+)", r"\1"))
 }
 
 FAMILIES: dict[str, Mapping[str, str | Sequence[str] | None]] = {
