@@ -177,6 +177,34 @@ class Block(Recomputable):
         return answer + x if self.adds else answer
 
 
+class Stage(nn.Module):
+    """Blocks in a row, at half the resolution of the input if it `shrinks`; the arguments else are those of a block."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        within: int,
+        channels: int,
+        blocks: int,
+        shrinks: bool,
+        layers: int,
+        light: bool,
+        style: Style,
+    ):
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if shrinks:
+            self.downsample = Unit(in_channels, in_channels, 3, style, stride=2, groups=in_channels, activates=False)
+        widths = [in_channels, *[channels] * (blocks - 1)]
+        self.blocks = nn.Sequential(
+            *(Block(width, within, channels, layers, light, i > 0, style) for i, width in enumerate(widths))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), sides rounded up."""
+        return self.blocks(self.downsample(x))
+
+
 @PARTS.register
 class HGNetv2(nn.Module):
     """HGNetv2 without its classifier.
@@ -216,20 +244,8 @@ class HGNetv2(nn.Module):
         self.stem = Stem(*spec.stem, style)
         self.stages, in_channels = nn.ModuleList(), spec.stem[1]
         for stage, (within, channels, blocks) in enumerate(spec.stages[: self.returned[-1]]):
-            shrink = Unit(in_channels, in_channels, 3, style, stride=2, groups=in_channels, activates=False)
-            widths = [in_channels, *[channels] * (blocks - 1)]
             self.stages.append(
-                nn.ModuleDict(
-                    {
-                        "downsample": shrink if stage else nn.Identity(),
-                        "blocks": nn.Sequential(
-                            *(
-                                Block(width, within, channels, spec.layers, light=stage > 1, adds=i > 0, style=style)
-                                for i, width in enumerate(widths)
-                            )
-                        ),
-                    }
-                )
+                Stage(in_channels, within, channels, blocks, stage > 0, spec.layers, light=stage > 1, style=style)
             )
             in_channels = channels
         for piece in [self.stem, *self.stages][:frozen]:
@@ -242,7 +258,7 @@ class HGNetv2(nn.Module):
         maps = []
         for number, stage in enumerate(self.stages, start=1):
             with gradients_of(x, stage):
-                x = stage["blocks"](stage["downsample"](x))
+                x = stage(x)
             if number in self.returned:
                 maps.append(x)
         return maps
