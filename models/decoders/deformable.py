@@ -131,7 +131,7 @@ class DeformableDecoder(nn.Module):
 
         Args:
             queries, memory: with references; what they look at.
-            supervised: whether layers after the answer are wanted, too.
+            supervised: whether more than the answer is wanted.
 
         Returns:
             detections (N, B, Q, ...), N being 1 where nothing is supervised; under "samplings" where each layer's
@@ -149,7 +149,7 @@ class DeformableDecoder(nn.Module):
             hidden, sampling = layer(hidden, pos, seen, memory, mask)
             samplings.append(sampling)
             is_last, normed = len(samplings) == len(layers), self.norm(hidden)
-            boxes = partial(head.refine, normed, anchor)
+            boxes = partial(head.refine, normed, anchor)  # type: ignore[misc]  # a method, and no tensor
             if supervised or is_last:
                 predictions.append(head(normed, anchor))
                 boxes = partial(getattr, predictions[-1], "boxes")

@@ -15,7 +15,8 @@ import numpy as np
 
 KEPT = re.compile(
     r"sizes|sizes_train|num_labels|parameters|rounding_noise|losses.*|grad_norms.*|scale_after_fill|state_dict|"
-    r"weight_dict|localization|optimizer_groups|loss_noise.*|grad_noise.*|k_one2many|lambda_one2many"
+    r"weight_dict|localization|optimizer_groups|running_statistics.*|loss_noise.*|grad_noise.*|k_one2many|"
+    r"lambda_one2many"
 )
 WHOLE = re.compile(
     r"encoder_topk_index|attn_mask_packed|dn_box_queries|dn_label_queries_ch0_8|post[._].*|query_topk|"
