@@ -24,8 +24,10 @@ class UnionOfMatchings:
     def __call__(self, matched: list[Pairs], device) -> Pairs:
         """Pairs of some sites -> those of one layer. Computed on the host."""
         found = np.concatenate([pairs.host.reshape(3, -1) for pairs in matched], 1)
-        found, counts = np.unique(found, axis=1, return_counts=True)  # sorted by image, query and target
-        found = found[:, np.argsort(-counts, kind="stable")]
-        _, first = np.unique(found[:2], axis=1, return_index=True)
-        image, query, target = found[:, first]
+        shape = tuple(found.max(1, initial=0) + 1)
+        # One number for each pair, in the order of images, queries and targets; then most frequent first.
+        found, counts = np.unique(np.ravel_multi_index(tuple(found), shape), return_counts=True)
+        found = found[np.argsort(-counts, kind="stable")]
+        _, first = np.unique(found // shape[2], return_index=True)
+        image, query, target = np.unravel_index(found[first], shape)
         return Pairs.of(image, query[None], target[None], device)
