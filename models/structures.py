@@ -288,7 +288,7 @@ class Detections:
     @classmethod
     def stack(cls: type[Detected], layers: list[Detected]) -> Detected:
         """(B, Q, ...) of N layers -> (N, B, Q, ...)."""
-        return cls(*(torch.stack([getattr(d, part.name) for d in layers]) for part in fields(cls)))
+        return cls(*(torch.stack([getattr(d, part.name) for d in layers]) for part in fields(layers[0])))
 
     def __getitem__(self: Detected, index) -> Detected:
         return type(self)(*(getattr(self, part.name)[index] for part in fields(self)))
