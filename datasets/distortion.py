@@ -103,6 +103,7 @@ class DistortZoomCrop:
         crop: how often a window is looked for that overlaps an object by 0, 0.1, 0.3, 0.5, 0.7 or 0.9 at least, or
             none is taken after all.
         flip: how often left and right are exchanged.
+        flip_vertical: how often top and bottom are; 0 in all papers.
         stop_epoch: finished epochs after which only flips and stretches are left; None for never.
     """
 
@@ -114,14 +115,17 @@ class DistortZoomCrop:
         zoom_out: float = 0.5,
         crop: float = 0.8,
         flip: float = 0.5,
+        flip_vertical: float = 0.0,
         stop_epoch: int | None = None,
     ):
-        for name, share in (("distort", distort), ("zoom_out", zoom_out), ("crop", crop), ("flip", flip)):
+        shares = {"distort": distort, "zoom_out": zoom_out, "crop": crop, "flip": flip, "flip_vertical": flip_vertical}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must lie between 0 and 1")
         check_stop_epoch(stop_epoch)
         self.stretch = Stretch(height, width)
-        self.distort, self.zoom_out, self.crop, self.flip = distort, zoom_out, crop, flip
+        self.distort, self.zoom_out, self.crop = distort, zoom_out, crop
+        self.flip, self.flip_vertical = flip, flip_vertical
         self.stop_epoch = stop_epoch
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -135,6 +139,8 @@ class DistortZoomCrop:
         sample = without_small(sample)
         if rng.random() < self.flip:
             sample = sample.hflip()
+        if rng.random() < self.flip_vertical:
+            sample = sample.vflip()
         return without_small(self.stretch(sample))
 
     def largest(self, count: int) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ optimizer = dict(
     weight_decay=1.25e-4,
     total_batch_size=32,
     scale={'backbone': 0.05},
-    no_decay=(r'^(?!backbone\.).*norm', r'^neck\.proj\.\d+\.1\.'),
+    no_decay=(r'^(?!backbone\.).*norm', ),
 )
 schedule = dict(epochs=80, warmup_steps=500)
 training = dict(

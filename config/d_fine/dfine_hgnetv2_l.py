@@ -13,8 +13,13 @@ model = dict(
     num_classes=80,
     attention=dict(type='BareDeformAttn', num_points=(3, 6, 3)),
     head=dict(type='DetectionHead', eps=1e-5),
-    backbone=dict(
-        type='HGNetv2', arch='B4', affine=False, stages=(2, 3, 4), norm='frozen', frozen=1, pretrained='imagenet'),
+    backbone=dict(type='HGNetv2',
+                  arch='B4',
+                  affine=False,
+                  stages=(2, 3, 4),
+                  norm='frozen',
+                  frozen=1,
+                  pretrained='imagenet'),
     neck=dict(type='ConvNormNeck', d_model=256),
     encoder=dict(
         type='HybridEncoder',
@@ -66,8 +71,10 @@ criterion = dict(
         initial=dict(name='loss_{loss}_pre', losses=('vfl', 'bbox', 'giou')),
         proposals=dict(name='loss_{loss}_enc_{index}', losses=('vfl', 'bbox', 'giou')),
         denoising=dict(name='loss_{loss}_dn_{index}', known=True),
-        initial_denoising=dict(
-            name='loss_{loss}_dn_pre', known=True, groups='denoising', losses=('vfl', 'bbox', 'giou')),
+        initial_denoising=dict(name='loss_{loss}_dn_pre',
+                               known=True,
+                               groups='denoising',
+                               losses=('vfl', 'bbox', 'giou')),
     ),
 )
 postprocess = dict(type='SigmoidTopK', num_select=300, nms_iou=None)

@@ -10,3 +10,10 @@ model = dict(
     encoder=dict(fusion=dict(num_blocks=2)),
     decoder=dict(num_layers=4),
 )
+data = dict(
+    augment=dict(stop_epoch=120),
+    multi_scale=dict(sides=(480, 512, 544, 576, 608, *6 * (640, ), 800, 768, 736, 704, 672), stop_epoch=120),
+)
+optimizer = dict(lr=2e-4, weight_decay=1e-4, scale={'backbone': 0.1}, no_decay=(r'^(?!backbone\.).*(norm|bias)', ))
+schedule = dict(epochs=132)
+training = dict(restart=dict(epoch=120))

@@ -14,3 +14,7 @@ model = dict(
     encoder=dict(width=128, layer=dict(ffn_dim=512), fusion=dict(expansion=0.34, num_blocks=2)),
     decoder=dict(layer=dict(ffn_dim=512)),
 )
+data = dict(batch_size=32, augment=dict(stop_epoch=148), multi_scale=None)
+optimizer = dict(lr=8e-4, total_batch_size=128)
+schedule = dict(epochs=160)
+training = dict(restart=dict(epoch=148))

@@ -10,3 +10,5 @@ model = dict(
     encoder=dict(fusion=dict(expansion=0.5, num_blocks=1)),
     decoder=dict(num_layers=3),
 )
+data = dict(multi_scale=dict(sides=(480, 512, 544, 576, 608, *20 * (640, ), 800, 768, 736, 704, 672)))
+optimizer = dict(scale={'backbone': 0.5})

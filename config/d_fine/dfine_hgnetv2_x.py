@@ -12,3 +12,6 @@ model = dict(
     decoder=dict(scale=8.0),
 )
 criterion = dict(losses=dict(fgl=dict(scale=8.0)))
+data = dict(multi_scale=dict(sides=(480, 512, 544, 576, 608, *3 * (640, ), 800, 768, 736, 704, 672)))
+optimizer = dict(scale={'backbone': 0.01})
+training = dict(restart=dict(ema_decay=0.9998))

@@ -10,3 +10,4 @@ model = dict(
     neck=dict(d_model=384),
     encoder=dict(width=384, layer=dict(ffn_dim=2048)),
 )
+optimizer = dict(scale={'backbone': 0.01}, no_decay=())

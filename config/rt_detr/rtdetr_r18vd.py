@@ -11,3 +11,4 @@ model = dict(
     decoder=dict(num_layers=3),
 )
 criterion = dict(supervise=dict(proposals=dict(name='loss_{loss}_aux_2')))
+optimizer = dict(no_decay=(r'^(?!backbone\.).*bias', r'^(encoder|decoder)\..*norm.*weight', r'^backbone\..*norm'))

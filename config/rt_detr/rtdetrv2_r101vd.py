@@ -4,3 +4,4 @@ torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetrv2_r101vd.py
 """
 
 _base_ = ['rtdetr_r101vd.py', '../_base_/rt_detr_v2.py']
+optimizer = dict(scale={'backbone': 0.01})

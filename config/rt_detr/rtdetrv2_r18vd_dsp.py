@@ -6,3 +6,5 @@ torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetrv2_r18vd_dsp.py --pr
 _base_ = 'rtdetrv2_r18vd.py'
 
 model = dict(attention=dict(type='DiscreteDeformAttn', num_points=4))
+data = dict(augment=dict(stop_epoch=33), multi_scale=None)
+schedule = dict(epochs=36)

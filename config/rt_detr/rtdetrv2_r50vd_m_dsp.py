@@ -6,3 +6,5 @@ torchrun --nproc_per_node=4 main.py -c config/rt_detr/rtdetrv2_r50vd_m_dsp.py --
 _base_ = 'rtdetrv2_r50vd_m.py'
 
 model = dict(attention=dict(type='DiscreteDeformAttn', num_points=4))
+data = dict(augment=dict(stop_epoch=33), multi_scale=dict(stop_epoch=33))
+schedule = dict(epochs=36)

@@ -50,8 +50,8 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50 or 101.
         stages: which of the stages 1 to 4 (strides 4, 8, 16, 32) are returned.
-        norm: "frozen" (batch norm as four constants, for pretrained weights), "batch" or "group" (for training from
-            scratch; batch norm wants several images per process).
+        norm: "frozen" (batch norm as four constants, for pretrained weights), "batch", "sync" (batch norm over all
+            processes) or "group" (for training from scratch; batch norm wants several images per process).
         frozen: how many leading pieces do not train: 0 none, 1 the stem, 2 the stem and stage 1, and so on.
         dilation: DC5: the last stage keeps its input's resolution and dilates instead.
         pretrained: torchvision's name of the weights ("IMAGENET1K_V1"), a checkpoint file with torchvision's key names,

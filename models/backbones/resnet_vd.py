@@ -140,9 +140,12 @@ class ResNetVd(nn.Module):
         self.depth, self.stages, self.pretrained = depth, tuple(sorted(stages)), pretrained
         block, blocks = ARCHS[depth]
         self.channels = [64 * 2 ** (stage - 1) * block.expansion for stage in self.stages]
-        widths = {"conv1_1": (3, 32, 3, 2), "conv1_2": (32, 32, 3), "conv1_3": (32, 64, 3)}
         self.conv1 = nn.Sequential(
-            OrderedDict((name, ConvNorm(*sizes, activation="relu", norm=NORMS[norm])) for name, sizes in widths.items())
+            OrderedDict(
+                conv1_1=ConvNorm(3, 32, 3, 2, activation="relu", norm=NORMS[norm]),
+                conv1_2=ConvNorm(32, 32, 3, activation="relu", norm=NORMS[norm]),
+                conv1_3=ConvNorm(32, 64, 3, activation="relu", norm=NORMS[norm]),
+            )
         )
         self.res_layers, in_channels = nn.ModuleList(), 64
         for stage in range(self.stages[-1]):

@@ -73,7 +73,7 @@ def conv_norm(
     if is_folded(convolution, norm, x):
         weight, bias = folded(convolution, norm)
         rectify = activation == "relu"
-        alone = convolution.kernel_size == (1, 1) and residual is None and not rectify  # as fast by oneDNN
+        alone = convolution.kernel_size == (1, 1) and residual is None and not rectify  # as fast by PyTorch
         if not alone and has_kernels(convolution, x):
             y = convolve(x, weight, bias, residual, rectify)
             return y if rectify else _activate(y, activation)

@@ -1,6 +1,9 @@
 """Backbones: what the recordings do not show."""
 
+import json
 import math
+import re
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -11,11 +14,21 @@ from safetensors.torch import save_file
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbones.coat import CoaT
+from models.backbones.hgnetv2 import HGNetv2
 from models.backbones.mpvit import MPViT
 from models.backbones.resnet import ResNet
+from models.backbones.resnet_vd import ResNetVd
 from models.backbones.swin import SwinTransformer, join_windows, shift_mask, split_windows
 from models.backbones.timm import TimmBackbone
+from models.official_keys import (
+    D_FINE_BACKBONE,
+    DERIVED,
+    HUGGINGFACE_D_FINE_BACKBONE,
+    HUGGINGFACE_RT_DETR_BACKBONE,
+    RT_DETR_BACKBONE,
+)
 from models.registry import PARTS
+from tests.golden import filled, make_image
 from util.checkpoints.files import CheckpointError, read_checkpoint
 from util.config import ConfigDict, ConfigError
 from util.tensors.precision import allow_tf32
@@ -26,6 +39,8 @@ SMALLEST = {
     "coat": lambda: CoaT("tiny", drop_path=0.2),
     "mpvit": lambda: MPViT("tiny", norm="batch"),
     "timm": lambda: TimmBackbone("test_convnext"),
+    "resnet_vd": lambda: ResNetVd(18, norm="batch", frozen=0),
+    "hgnetv2": lambda: HGNetv2("B0", affine=True, norm="batch", frozen=0),
 }
 
 
@@ -136,6 +151,10 @@ def test_pretrained_weights_are_named_and_not_fetched():
     assert SwinTransformer("tiny", pretrained="mine.pth").pretrained_source() == "mine.pth"
     assert CoaT("lite_tiny", pretrained="coat.pth").pretrained_source() == "coat.pth"
     assert MPViT("tiny").pretrained_source() is None
+    assert ResNetVd(18, pretrained="imagenet").pretrained_source().endswith("/ResNet18_vd_pretrained_from_paddle.pth")
+    assert HGNetv2("B2", pretrained="imagenet").pretrained_source().endswith("/PPHGNetV2_B2_stage1.pth")
+    assert ResNetVd(18, pretrained="vd.pth").pretrained_source() == "vd.pth"
+    assert HGNetv2("B0").pretrained_source() is None
     tagged = TimmBackbone("test_convnext", pretrained="r160_in1k").pretrained_source()
     assert tagged == "hf-hub:timm/test_convnext.r160_in1k"
     assert TimmBackbone("test_convnext", pretrained="mine.pth").pretrained_source() == "mine.pth"
@@ -193,6 +212,22 @@ def test_what_timm_lacks_is_said(name, told):
     node = ConfigDict(type="TimmBackbone", name=name)
     with pytest.raises(ConfigError, match=told):
         PARTS.build(node)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"type": "HGNetv2", "arch": "B7"}, "arch='B7' is none of HGNetv2's; "),
+        ({"type": "HGNetv2", "norm": "group"}, "norm='group' is none of frozen, batch, sync"),
+        ({"type": "HGNetv2", "stages": (0, 1)}, "must be some of 1, 2, 3, 4"),
+        ({"type": "ResNetVd", "depth": 152}, "depth=152 is none of"),
+        ({"type": "ResNetVd", "norm": "none"}, "norm='none' is none of frozen, batch, sync, group"),
+        ({"type": "ResNetVd", "stages": ()}, "must be some of 1, 2, 3, 4"),
+    ],
+)
+def test_what_these_networks_lack_is_said(options, told):
+    with pytest.raises(ConfigError, match=told):
+        PARTS.build(ConfigDict(options))
 
 
 @pytest.mark.parametrize("kind", ["SwinTransformer", "CoaT", "MPViT"])
@@ -300,6 +335,199 @@ def test_hooks_on_convolutions_and_norms_are_called(learns):
     with torch.set_grad_enabled(learns):
         resnet(torch.randn(1, 3, 64, 64))
     assert len(seen) == len(set(seen)) == 40
+
+
+def with_random_norms(network):
+    """What norms and what is affine start as would hide that they are left out."""
+    torch.manual_seed(0)
+    for name, values in network.state_dict().items():
+        if name.endswith("running_mean"):
+            values.normal_()
+        elif values.dim() == 1:
+            values.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+PUBLISHED = {
+    "rt_detr/rtdetr_r18vd": (lambda: ResNetVd(18, norm="batch", frozen=0), 11_199_968, 0),
+    "rt_detr/rtdetr_r34vd": (lambda: ResNetVd(34, norm="batch", frozen=0), 21_308_128, 0),
+    "rt_detr/rtdetr_r50vd": (lambda: ResNetVd(50), 23_474_016, 28_512),
+    "d_fine/dfine_hgnetv2_n": (lambda: HGNetv2("B0", True, (3, 4), "batch", frozen=0), 1_850_396, 0),
+    "d_fine/dfine_hgnetv2_s": (lambda: HGNetv2("B0", True, norm="batch", frozen=0), 1_850_396, 0),
+    "d_fine/dfine_hgnetv2_s_sizes3": (lambda: HGNetv2("B0", True, norm="batch", frozen=0), 1_850_396, 0),
+    "d_fine/dfine_hgnetv2_m": (lambda: HGNetv2("B2", True, norm="batch", frozen=0), 6_026_626, 0),
+    "d_fine/dfine_hgnetv2_l": (lambda: HGNetv2("B4"), 13_507_680, 24_928),
+    "d_fine/dfine_hgnetv2_x": (lambda: HGNetv2("B5"), 33_231_840, 25_440),
+}
+"""{recording: (its backbone, how many parameters it has, how many of them do not train)}."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_real_time_backbones_have_the_published_parameters(name):
+    build, total, frozen = PUBLISHED[name]
+    with torch.device("meta"):
+        backbone = build()
+    assert sum(p.numel() for p in backbone.parameters()) == total
+    assert sum(p.numel() for p in backbone.parameters() if not p.requires_grad) == frozen
+
+
+RECORDED = Path(__file__).parents[3] / "shared" / "reference"
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_real_time_backbones_compute_what_the_papers_code_does(name, learns):
+    """What a recording says of the maps: shapes, means, deviations, largest values."""
+    file = RECORDED / f"{name}.json"
+    if not file.exists():
+        pytest.skip("there is no such recording")
+    recorded, table = json.loads(file.read_text()), RT_DETR_BACKBONE if "rt_detr" in name else D_FINE_BACKBONE
+    shapes = {key: tuple(entry["shape"]) for key, entry in recorded["state_dict"].items() if "backbone." in key}
+    backbone = PUBLISHED[name][0]().eval()
+    backbone.load_pretrained(renamed({key: filled(key, shape) for key, shape in shapes.items()}, table))
+    with torch.set_grad_enabled(learns):
+        maps = backbone(torch.stack([make_image(h, w, float(i)) for i, (h, w) in enumerate(recorded["sizes"])]))
+    for i, x in enumerate(x.detach().double() for x in maps):
+        wanted = recorded["features"][f"backbone.{i}"]
+        found = {"mean": x.mean(), "std": x.std(correction=0), "absmax": x.abs().max()}
+        assert list(x.shape) == wanted["shape"]
+        assert {key: value.item() for key, value in found.items()} == pytest.approx(
+            {key: wanted[key] for key in found}, abs=1e-5
+        )
+    assert f"backbone.{len(maps)}" not in recorded["features"]
+
+
+def renamed(weights, table):
+    """What a key table makes of weights, each by one rule."""
+    names = {}
+    for key in weights:
+        if not DERIVED.search(key):
+            (rule,) = (rule for rule in table.items() if re.match(rule[0], key))
+            names[key] = re.sub(*rule, key)
+    return {name: weights[key] for key, name in names.items()}
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "hgnetv2_b0", "hgnetv2_b4"])
+def test_timms_networks_are_the_same(name):
+    theirs = with_random_norms(timm.create_model(name))
+    ours = ResNetVd(50) if name == "resnet50d" else HGNetv2(name[-2:].upper(), affine=name.endswith("b0"))
+    ours.load_pretrained(theirs.state_dict())
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        found, wanted = ours.eval()(images)[-1], theirs.forward_features(images)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "B0", "B4"])
+def test_transformers_networks_are_the_same(kind):
+    """Under their names in detectors of transformers."""
+    transformers = pytest.importorskip("transformers")
+    last = {"out_features": ["stage2", "stage3", "stage4"]}
+    if kind in ("basic", "bottleneck"):
+        depth, sizes = (18, [64, 128, 256, 512]) if kind == "basic" else (50, [256, 512, 1024, 2048])
+        depths = {"depths": [2, 2, 2, 2]} if kind == "basic" else {}
+        config = transformers.RTDetrResNetConfig(layer_type=kind, hidden_sizes=sizes, **depths, **last)
+        theirs, ours = transformers.RTDetrResNetBackbone(config), ResNetVd(depth, norm="batch")
+        table = HUGGINGFACE_RT_DETR_BACKBONE
+    else:
+        ours, table = HGNetv2(kind, affine=kind == "B0", norm="batch"), HUGGINGFACE_D_FINE_BACKBONE
+        theirs = transformers.HGNetV2Backbone(transformers.HGNetV2Config(**hgnetv2_of_transformers(kind), **last))
+    weights = with_random_norms(theirs).state_dict()
+    ours.load_pretrained(renamed({f"model.backbone.model.{key}": value for key, value in weights.items()}, table))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for found, wanted in zip(ours.eval()(images), theirs(images).feature_maps, strict=True):
+            assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def hgnetv2_of_transformers(arch):
+    """What transformers' config says of a network."""
+    within, widths, blocks, layers = {
+        "B0": ([16, 32, 64, 128], [16, 64, 256, 512, 1024], [1, 1, 2, 1], 3),
+        "B4": ([48, 96, 192, 384], [48, 128, 512, 1024, 2048], [1, 1, 3, 1], 6),
+    }[arch]
+    return {
+        "stem_channels": [3, 16 if arch == "B0" else 32, widths[0]],
+        "embedding_size": widths[0],
+        "hidden_sizes": widths[1:],
+        "stage_in_channels": widths[:-1],
+        "stage_mid_channels": within,
+        "stage_out_channels": widths[1:],
+        "stage_num_blocks": blocks,
+        "stage_downsample": [False, True, True, True],
+        "stage_light_block": [False, False, True, True],
+        "stage_kernel_size": [3, 3, 5, 5],
+        "stage_numb_of_layers": [layers] * 4,
+        "use_learnable_affine_block": arch == "B0",
+    }
+
+
+REAL_TIME = {
+    "resnet_vd_18": lambda **options: ResNetVd(18, **options),
+    "resnet_vd_50": lambda **options: ResNetVd(50, **options),
+    "hgnetv2": lambda **options: HGNetv2("B0", **options),
+    "hgnetv2_affine": lambda **options: HGNetv2("B0", affine=True, **options),
+}
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("kind", REAL_TIME)
+def test_real_time_backbones_without_gradients(kind, norm):
+    """Norms within convolutions, and norms apart; the images keep their numbers."""
+    backbone = with_random_norms(REAL_TIME[kind](norm=norm, stages=(1, 2, 3, 4)))
+    backbone = backbone.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 65, 97).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    wanted = backbone(images)
+    with torch.no_grad():
+        found = backbone(images)
+    assert torch.equal(images, before)
+    assert [x.shape[1] for x in found] == backbone.channels
+    for ours, expected in zip(found, wanted, strict=True):
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        assert (ours - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", REAL_TIME)
+def test_batch_norms_of_real_time_backbones_count_what_they_see(kind):
+    """Also those of a frozen stem, as in the papers' code; frozen norms stay."""
+    for norm in ("batch", "frozen"):
+        backbone = REAL_TIME[kind](norm=norm, frozen=1).train()
+        before = {name: value.clone() for name, value in backbone.state_dict().items() if "running" in name}
+        backbone(torch.randn(2, 3, 64, 64))
+        after = backbone.state_dict()
+        assert [torch.equal(value, after[name]) for name, value in before.items()] == [norm == "frozen"] * len(before)
+        counts = [value.item() for name, value in after.items() if name.endswith("num_batches_tracked")]
+        assert counts == [1] * (len(before) // 2 if norm == "batch" else 0)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+@pytest.mark.parametrize("kind", REAL_TIME)
+def test_leading_pieces_of_real_time_backbones_can_be_frozen(kind, frozen):
+    backbone = REAL_TIME[kind](norm="batch", frozen=frozen, stages=(1, 2, 3))
+    maps = backbone(torch.randn(2, 3, 64, 64))
+    assert [x.requires_grad for x in maps] == [stage + 1 > frozen for stage in (1, 2, 3)]
+    pieces = [("conv1.", "stem."), *((f"res_layers.{i}.", f"stages.{i}.") for i in range(3))][:frozen]
+    fixed = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert fixed == {name for name, _ in backbone.named_parameters() if any(name.startswith(p) for p in pieces)}
+
+
+@pytest.mark.parametrize("kind", REAL_TIME)
+def test_real_time_backbones_take_weights_of_whole_networks(kind):
+    """Of classifiers and of detectors, though they have fewer stages themselves; nothing may be missing."""
+    classifier = "head.fc.bias" if kind.startswith("hgnetv2") else "fc.bias"
+    marked = {name: torch.full_like(value, 0.5) for name, value in REAL_TIME[kind]().state_dict().items()}
+    for prefix, more in (("", classifier), ("backbone.", "decoder.weight")):
+        backbone = REAL_TIME[kind](stages=(2, 3))
+        backbone.load_pretrained({**{prefix + name: value for name, value in marked.items()}, more: torch.zeros(1)})
+        assert all(p.eq(0.5).all() for p in backbone.parameters())
+    with pytest.raises(RuntimeError, match="Missing"):
+        backbone.load_pretrained(dict(list(marked.items())[1:]))
+
+
+def test_resnet_vd_says_whose_weights_it_was_given():
+    with pytest.raises(RuntimeError, match="`ResNet` takes them"):
+        ResNetVd(18).load_pretrained(torchvision.models.resnet18().state_dict())
 
 
 @pytest.mark.gpu
