@@ -7,3 +7,4 @@ _base_ = ['rtdetr_r18vd.py', '../_base_/rt_detr_v2.py']
 data = dict(augment=dict(stop_epoch=117), multi_scale=None)
 optimizer = dict(scale={'backbone': 1.0}, no_decay=(r'norm', ))
 schedule = dict(epochs=120)
+aliases = dict(stop_epoch='data.augment.stop_epoch')

@@ -262,6 +262,21 @@ def test_naming_a_type_leaves_no_options_of_the_other_one():
     assert merged["resize"] == {"type": "Stretch", "height": 640, "width": 640}
 
 
+WITH_STOPS = [path for family in ("rt_detr", "d_fine") for path in sorted((ROOT / "config" / family).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", WITH_STOPS, ids=lambda path: path.stem)
+def test_one_option_says_when_strong_augmentation_ends(path):
+    cfg = load_config(path, {"stop_epoch": 5})
+    stops = [cfg.data.augment.stop_epoch, *([cfg.data.multi_scale.stop_epoch] if cfg.data.multi_scale else [])]
+    stops += [cfg.training.restart.epoch] if cfg.training.restart else []
+    assert stops == [5] * len(stops)
+    assert describe_preparation(cfg.data)
+    whole = load_config(path)
+    if whole.training.restart:
+        assert whole.data.augment.stop_epoch == whole.training.restart.epoch < whole.schedule.epochs
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
