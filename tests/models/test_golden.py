@@ -243,13 +243,13 @@ def test_norms_of_the_batch_equal_the_papers_code(name, monkeypatch):
     output = detector(recording.images(), recording.targets())
     recorded = recording.arrays["train_bn.pred_logits"]
     logits = output.sites()["matching"][-1].logits.detach().numpy()[:, ::STEP][:, : recorded.shape[1]]
-    atol = 3e-2 if "spread" in name else 5e-3  # larger weights, larger differences
+    atol, rel = (3e-2, 1e-2) if "spread" in name else (5e-3, 2e-3)  # larger weights, larger differences
     assert (np.abs(logits - recorded).max(-1) < atol).mean() > 0.7  # neighbours of the selection may change places
 
     losses, _ = build_criterion(recording.cfg)(output, recording.targets())
     for key, value in losses.items():
         wanted = recording.spec["losses_train_bn"][key] * official_weight(recording)(key)
-        assert value.item() == pytest.approx(wanted, rel=2e-3, abs=1e-5), key
+        assert value.item() == pytest.approx(wanted, rel=rel, abs=1e-5), key
 
     statistics = recording.spec["running_statistics_after_one_pass"]
     own, found = dict(detector.named_buffers()), 0
