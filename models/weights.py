@@ -70,12 +70,17 @@ def _foreign_head(weights: dict[str, Tensor], detector: nn.Module) -> str:
 
 
 def _are_ours(weights: dict[str, Tensor], detector: nn.Module, family: str) -> bool:
-    """Whether most names are the detector's, or all begin as its names do: a detector of ours of another config."""
+    """Whether most names are the detector's, or all begin as its names do: a detector of ours of another config.
+
+    Not where all are the family's official names, of which most may be ours, too, as those of RT-DETR's backbone.
+    """
+    if family in families_with(weights):
+        return False
     own = detector.state_dict().keys()
     if len(weights.keys() & own) > len(weights) / 2:
         return True
     parts = {name.partition(".")[0] for name in own}
-    return all(name.partition(".")[0] in parts for name in weights) and family not in families_with(weights)
+    return all(name.partition(".")[0] in parts for name in weights)
 
 
 def load_checkpoint(detector: nn.Module, content: dict, family: str | None, source: str):

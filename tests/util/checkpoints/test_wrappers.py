@@ -121,6 +121,21 @@ def test_an_average_of_our_form_is_evaluated_under_official_names_too():
     assert torch.equal(detector().state_dict()[name], noisy(own_weights())[name])
 
 
+@pytest.mark.parametrize(("name", "family"), [("rtdetr_r18vd", "rt_detr"), ("dfine_hgnetv2_n", "d_fine")])
+def test_official_names_of_which_most_are_ours(name, family, caplog):
+    """Those of these backbones."""
+    caplog.set_level("INFO")
+    model = build_detector(load_config(f"config/{family}/{name}.py"))
+    wanted = {key: value.clone() for key, value in model.state_dict().items()}
+    theirs = {key: value.clone() for key, value in official(model, f"{family}/{name}", family).items()}
+    assert len(theirs.keys() & wanted.keys()) > len(theirs) / 4
+    for weights, said in ((theirs, f"an official {family} checkpoint"), (wanted, "a checkpoint of this project")):
+        spoil(model)
+        load_checkpoint(model, {"model": weights}, family, "x.pth")
+        assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items() if "tracked" not in k)
+        assert said in caplog.text
+
+
 SAID = {
     "bare": "x.pth: takes '.' (its top level) of 10 weights",
     "module_twice": "x.pth: takes 'model' of 10 weights, without 'module.module.' before their names",
