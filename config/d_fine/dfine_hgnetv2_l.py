@@ -3,14 +3,10 @@
 torchrun --nproc_per_node=4 main.py -c config/d_fine/dfine_hgnetv2_l.py
 """
 
-_base_ = ['../_base_/coco.py', '../_base_/training.py', '../_base_/d_fine_recipe.py']
+_base_ = ['../rt_detr/rtdetr_r50vd.py', '../_base_/d_fine_recipe.py']
 
 official_keys = 'd_fine'
 model = dict(
-    d_model=256,
-    num_heads=8,
-    num_levels=3,
-    num_classes=80,
     attention=dict(type='BareDeformAttn', num_points=(3, 6, 3)),
     head=dict(type='DetectionHead', eps=1e-5),
     backbone=dict(type='HGNetv2',
@@ -20,15 +16,9 @@ model = dict(
                   norm='frozen',
                   frozen=1,
                   pretrained='imagenet'),
-    neck=dict(type='ConvNormNeck', d_model=256),
     encoder=dict(
-        type='HybridEncoder',
-        width=256,
-        layer=dict(type='GELUEncoderLayer', ffn_dim=1024, dropout=0.0),
-        position=dict(type='IndexPosition', temperature=10000),
         fusion=dict(type='ELANFusion', expansion=1.0, num_blocks=3),
         downsampling=dict(type='SeparateDownsampling'),
-        num_layers=1,
         lateral_activation=None,
         project=False,
     ),
@@ -57,13 +47,7 @@ model = dict(
     ),
 )
 criterion = dict(
-    matcher=dict(type='HungarianMatcher', ce=2.0, bbox=5.0, giou=2.0),
-    losses=dict(
-        vfl=dict(type='VarifocalLoss', weight=1.0, alpha=0.75, gamma=2.0),
-        bbox=dict(type='BoxL1', weight=5.0),
-        giou=dict(type='BoxGIoU', weight=2.0),
-        fgl=dict(type='FineGrainedLocalization', weight=0.15, scale=4.0, reach=0.5),
-    ),
+    losses=dict(fgl=dict(type='FineGrainedLocalization', weight=0.15, scale=4.0, reach=0.5)),
     joint=dict(ddf=dict(type='Distillation', weight=1.5, temperature=5.0)),
     union=dict(type='UnionOfMatchings', losses=('bbox', 'giou', 'fgl', 'ddf')),
     supervise=dict(
@@ -77,4 +61,3 @@ criterion = dict(
                                losses=('vfl', 'bbox', 'giou')),
     ),
 )
-postprocess = dict(type='SigmoidTopK', num_select=300, nms_iou=None)
