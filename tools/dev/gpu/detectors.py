@@ -7,7 +7,7 @@ from torch import nn
 
 from models import build_detector
 from tools.dev.benchmark_peers import peer_of
-from tools.dev.gpu.models import TINY, config_of, image_size
+from tools.dev.gpu.models import REAL_TIME, TINY, config_of, image_size
 from tools.dev.gpu.results import Results
 from tools.dev.gpu.stages import Setting
 from util.measuring.benchmark import held_megabytes, peak_megabytes, time_repeats
@@ -17,7 +17,7 @@ from util.tensors.precision import Precision, allow_tf32
 
 NAMES = (
     "deformable_detr_r50", "dino_4scale_r50", "lite_dino_r50_h3l1_2p1x3_kda", "efficient_detr_r50",
-    "sparse_detr_r50_rho_0.1", "detr_r50", "conditional_detr_r50", "h_deformable_detr_r50",
+    "sparse_detr_r50_rho_0.1", *REAL_TIME, "detr_r50", "conditional_detr_r50", "h_deformable_detr_r50",
 )  # fmt: skip
 PEER = "deformable_detr_r50"
 CLAIMS = (("lite_dino_r50_h3l1_2p1x3_kda", "dino_4scale_r50"), ("sparse_detr_r50_rho_0.1", "efficient_detr_r50"))
@@ -49,7 +49,7 @@ class Bench:
         Memory is that of one run at its peak, beside the weights; of a graph what it holds as long as it lives.
         """
         amp, tf32 = FORMATS[format_]
-        device, shape = self.setting.device, (count, 3, *image_size(self.setting))
+        device, shape = self.setting.device, (count, 3, *image_size(self.setting, name))
         precision, images = Precision(device, amp), torch.randn(shape, device=device)
         inputs = (images, torch.ones(shape[0], *shape[2:], device=device)) if way == "theirs" else (list(images),)
         if way == "graph":
@@ -83,8 +83,10 @@ def run(setting: Setting, results: Results):
     """Formats in the order in which they matter; compiled models last, since they take longest to prepare."""
     bench = Bench(setting, results)
     detectors = {name: build_detector(config_of(name)).eval() for name in (TINY if setting.dry_run else NAMES)}
-    image = [torch.empty(3, *image_size(setting))]
-    gmacs = {name: count_gmacs(detector, image, inference=True) for name, detector in detectors.items()}
+    gmacs = {
+        name: count_gmacs(detector, [torch.empty(3, *image_size(setting, name))], inference=True)
+        for name, detector in detectors.items()
+    }
     detectors = {name: detector.to(setting.device) for name, detector in detectors.items()}
     theirs = None if setting.dry_run else peer_of(PEER).to(setting.device)
     for format_ in FORMATS:

@@ -8,6 +8,8 @@ from util.config import ConfigDict, load_config
 
 TINY = ("lite_dino_r18_shapes",)
 """The detectors of a dry run."""
+REAL_TIME = ("rtdetr_r18vd", "rtdetr_r50vd", "dfine_hgnetv2_s", "dfine_hgnetv2_m")
+"""Those that are measured on squares of 640 pixels, as in their papers."""
 
 
 def config_of(name: str, options: Mapping | None = None) -> ConfigDict:
@@ -15,6 +17,8 @@ def config_of(name: str, options: Mapping | None = None) -> ConfigDict:
     return load_config(all_configs()[name], dict(options or {}))
 
 
-def image_size(setting: Setting) -> tuple[int, int]:
-    """Height and width of the images."""
-    return (64, 96) if setting.dry_run else (800, 1066)
+def image_size(setting: Setting, name: str = "") -> tuple[int, int]:
+    """Height and width of the images, of those for a detector."""
+    if setting.dry_run:
+        return 64, 96
+    return (640, 640) if name in REAL_TIME else (800, 1066)
