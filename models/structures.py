@@ -50,7 +50,8 @@ def first_ranks_mask(counts: tuple[int, ...], size: int, device) -> Tensor:
 
 
 def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, S, C) by (B, Q) -> (B, Q, C)."""
+    """Rows of (B, S, C), or of (1, S, C) for all images, by (B, Q) -> (B, Q, C)."""
+    values = values.expand(index.shape[0], -1, -1)
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
@@ -144,7 +145,7 @@ class Pyramid(TokenSet):
     Attributes:
         shapes: ((H, W), ...) of the padded maps; S is the sum of H * W.
         extents: per image and level (h, w), the part of the map that is not padding. Plain numbers, like the shapes:
-            whatever follows from them is known without asking the device.
+            whatever follows from them is known without asking the device. Those of one image may stand for all.
     """
 
     shapes: Shapes
@@ -158,8 +159,10 @@ class Pyramid(TokenSet):
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
         return cls(
             tokens=tokens,
-            pos=tokens.new_zeros(()).expand_as(tokens) if pos is None else pos,
-            padding=torch.cat([padding_mask(*place, maps[0].device).flatten(1) for place in places], 1),
+            pos=(tokens.new_zeros(()) if pos is None else pos).expand_as(tokens),
+            padding=torch.cat([padding_mask(*place, maps[0].device).flatten(1) for place in places], 1).expand(
+                tokens.shape[0], -1
+            ),
             shapes=shapes,
             extents=extents,
         )

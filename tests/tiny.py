@@ -18,6 +18,8 @@ FAMILIES = (
     "DINO/dino_4scale_r50",
     "lite_detr/lite_dino_r50_h3l1_2p1x3_kda",
     "h_detr/h_deformable_detr_r50",
+    "rt_detr/rtdetr_r18vd",
+    "d_fine/dfine_hgnetv2_s",
 )
 """A config of every family."""
 SMALL = {

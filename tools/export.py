@@ -1,12 +1,13 @@
 """Turns a checkpoint into a program that runs without this project: ONNX, or torch.export's .pt2.
 
-usage: python tools/export.py --checkpoint best.pth --output model.onnx [--size H W] [--with_processing] [-c CONFIG] ...
+usage: python tools/export.py --checkpoint best.pth --output model.onnx [--size H W] [--batch_size N | --dynamic_batch]
+                              [--with_processing] [-c CONFIG] ...
 
 The program takes images of one size: images (B, 3, H, W), resized, in [0, 1], less the `mean` and divided by the `std`
-of the file's metadata; it answers logits (B, Q, K) and boxes (B, Q, 4) as cx, cy, w, h in (0, 1). With
---with_processing it takes one RGB image (h, w, 3) uint8 of any size, which it stretches to H x W, and answers scores
-(n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the image's pixels, best first; tools/run_onnx.py runs such a
-file. Deformable attention is written out in plain PyTorch.
+of the file's metadata; it answers logits (B, Q, K) and boxes (B, Q, 4) as cx, cy, w, h in (0, 1). B is --batch_size, or
+with --dynamic_batch any number. With --with_processing it takes one RGB image (h, w, 3) uint8 of any size, which it
+stretches to H x W, and answers scores (n,), labels (n,) and boxes (n, 4) as x0, y0, x1, y1 in the image's pixels, best
+first; tools/run_onnx.py runs such a file. Deformable attention is written out in plain PyTorch.
 """
 
 import argparse
@@ -34,9 +35,11 @@ from util.cli.tools import run_tool
 from util.config import ConfigError, parse_options
 from util.files.writing import whole_file
 from util.reporting.logger import setup_logging
+from util.tensors.device import is_traced
 from util.tensors.image_batch import ImageBatch
 
 OPSET = 18
+"""From 17 on a layer norm is one operator, which may stay in float32 where the rest is computed in float16."""
 TOLERANCE = 1e-4
 REGIONS = "how many regions it looks at depends on the image, and an exported program has fixed shapes"
 
@@ -46,13 +49,18 @@ class ExportError(ValueError):
 
 
 class OnImages(nn.Module):
-    """A detector for images of one size: images (B, 3, H, W) -> logits (B, Q, K) and boxes (B, Q, 4)."""
+    """A detector for images of one size: images (B, 3, H, W) -> logits (B, Q, K) and boxes (B, Q, 4).
+
+    Args:
+        detector: as from `models.restore.restore_detector`.
+        any_number: whether its program takes batches of any length, and not of its example's alone.
+    """
 
     outputs = ("logits", "boxes")
 
-    def __init__(self, detector: nn.Module):
+    def __init__(self, detector: nn.Module, any_number: bool = False):
         super().__init__()
-        self.detector = detector
+        self.detector, self.any_number = detector, any_number
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         output = self.detector(whole(images))
@@ -90,10 +98,10 @@ class OnImage(nn.Module):
 
 
 def whole(images: Tensor) -> ImageBatch:
-    """(B, 3, H, W) as a batch without padding."""
+    """(B, 3, H, W) as a batch without padding; for a program, which need not know B, one size stands for all."""
     count, _, height, width = images.shape
-    padding = torch.zeros(count, height, width, dtype=torch.bool)
-    return ImageBatch(images, padding, ((height, width),) * count)
+    count = 1 if is_traced() else count
+    return ImageBatch(images, torch.zeros(count, height, width, dtype=torch.bool), ((height, width),) * count)
 
 
 def resizing(old: int, new: int) -> Tensor:
@@ -130,8 +138,13 @@ def check_exportable(name: str, detector: nn.Module, postprocess: Callable, with
 
 
 def capture(model: OnImages | OnImage, example: Tensor) -> torch.export.ExportedProgram:
-    """The program of torch.export for tensors like the example; an image's height and width stay free."""
-    free = None
+    """The program of torch.export for tensors like the example.
+
+    An image's height and width stay free, and the length of a batch where the model says so.
+    """
+    free: tuple[dict, ...] | None = None
+    if isinstance(model, OnImages) and model.any_number:
+        free, example = ({0: torch.export.Dim("batch", min=1)},), torch.cat([example, example])  # one would stay one
     if isinstance(model, OnImage):
         free = ({0: torch.export.Dim("height", min=2), 1: torch.export.Dim("width", min=2)},)
     with in_plain_pytorch(), torch.no_grad():
@@ -172,7 +185,7 @@ def export(model: OnImages | OnImage, example: Tensor, path: Path, metadata: dic
     """Writes a program, runs what was written, and compares.
 
     Args:
-        example: what the model takes; all but an image's height and width are fixed by it.
+        example: what the model takes; fixes all but what `capture` leaves free.
         path: .onnx or .pt2.
         metadata: plain values by name that go into the file: the classes' names, the size.
 
@@ -245,14 +258,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar=("H", "W"),
         help="default: the config's, as 4 to 3 where it leaves that open",
     )
-    parser.add_argument("--batch_size", type=int, default=1)
+    batches = parser.add_mutually_exclusive_group()
+    batches.add_argument("--batch_size", type=int, default=1, metavar="N", help="images at a time; default 1")
+    batches.add_argument("--dynamic_batch", action="store_true", help="any number of images at a time")
     parser.add_argument("--with_processing", action="store_true", help="from an RGB image to boxes in its pixels")
-    parser.add_argument("--opset", type=int, default=OPSET, help=f"of ONNX; default {OPSET}")
+    parser.add_argument(
+        "--opset", type=int, default=OPSET, help=f"of ONNX; default {OPSET}; below 17 layer norms fall to pieces"
+    )
     args = parser.parse_args(arguments)
     if args.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output {args.output}: the name must end in .onnx or .pt2")
-    if args.with_processing and args.batch_size != 1:
-        parser.error("--with_processing takes one image at a time; leave --batch_size out")
+    if args.with_processing and (args.batch_size != 1 or args.dynamic_batch):
+        option = "--dynamic_batch" if args.dynamic_batch else "--batch_size"
+        parser.error(f"--with_processing takes one image at a time; leave {option} out")
+    if args.batch_size < 1:
+        parser.error("--batch_size must be 1 or more")
     return args
 
 
@@ -267,7 +287,7 @@ def main(args: argparse.Namespace) -> int:
         model = OnImage(restored.detector, restored.postprocess, size, prepare.normalize)
         example = example_image(*size)
     else:
-        model = OnImages(restored.detector)
+        model = OnImages(restored.detector, args.dynamic_batch)
         waves = example_image(*size).permute(2, 0, 1) / 255
         if prepare.normalize is not None:
             waves = (waves - 0.45) / 0.225

@@ -236,7 +236,7 @@ class Detector:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(path, options)
         if self.session.get_inputs()[0].name != "image":
-            raise SystemExit(f"{path}: takes normalised tensors; export it with --with_processing")
+            raise SystemExit(f"{path}: takes resized tensors; export it with --with_processing")
         self.names = json.loads(self.session.get_modelmeta().custom_metadata_map.get("names", "[]"))
 
     def __call__(self, image: Image.Image) -> list[np.ndarray]:

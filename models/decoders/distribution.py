@@ -74,7 +74,7 @@ class DistributionDecoder(nn.Module):
             moved = head.edges(hidden if previous is None else hidden + previous)
             edges = moved if edges is None else edges + moved
             boxes = moved_edges(initial, expected_distances(edges, self.scale, self.reach), self.scale)
-            if supervised or layer is self.layers[-1]:
+            if supervised or len(samplings) == len(self.layers):
                 predictions.append(EdgeDetections(head.logits(hidden, edges), boxes, edges, initial))
             previous, reference = hidden.detach(), boxes.detach()
         return EdgeDetections.stack(predictions), {"samplings": samplings, **traced}

@@ -27,7 +27,7 @@ class LearnedPointQueries(nn.Module):
 
     def forward(self, memory: Pyramid, targets: list[dict] | None) -> tuple[Queries, dict]:
         """The same queries for each of the B images."""
-        pos, content = self.embed.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
+        pos, content = self.embed.weight.expand(memory.tokens.shape[0], -1, -1).chunk(2, -1)
         reference: Tensor = self.reference_points(pos).float().sigmoid()
         return Queries(content, pos, reference, self.groups), {}
 
@@ -48,5 +48,5 @@ class LearnedQueries(nn.Module):
 
     def forward(self, memory: TokenSet, targets: list[dict] | None) -> tuple[Queries, dict]:
         """The same queries for each of the B images."""
-        pos = self.embed.weight.expand(len(memory.tokens), -1, -1)
+        pos = self.embed.weight.expand(memory.tokens.shape[0], -1, -1)
         return Queries(torch.zeros_like(pos), pos, None, self.groups), {}

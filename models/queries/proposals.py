@@ -158,7 +158,7 @@ class FromBoxWithLearnedContent(BoxEmbedding):
     def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the chosen boxes (B, Q, 4), tokens (B, Q, C) -> content and position, (B, Q, C) each."""
         pos, _ = self.embed(logits).chunk(2, -1)
-        content = self.embed_content.weight[: logits.shape[1]].expand(len(logits), -1, -1)
+        content = self.embed_content.weight[: logits.shape[1]].expand(logits.shape[0], -1, -1)
         return content, pos
 
 
@@ -197,7 +197,7 @@ class LearnedContent(nn.Module):
 
     def forward(self, logits: Tensor, tokens: Tensor, features: Tensor) -> tuple[Tensor, None]:
         """(B, Q, 4), (B, Q, C) twice -> content (B, Q, C), and None: the decoder derives positions from the boxes."""
-        return self.embed.weight[: logits.shape[1]].expand(len(logits), -1, -1), None
+        return self.embed.weight[: logits.shape[1]].expand(logits.shape[0], -1, -1), None
 
 
 @PARTS.register

@@ -6,17 +6,21 @@ import pytest
 import torch
 
 from models import build_detector, weights
-from models.layers.head import PRIOR, DetectionHead
+from models.layers.head import PRIOR, DetectionHead, EdgeHead
 from models.weights import load_for_finetuning, warn_of_scratch
 from tests.tiny import FAMILIES, shrunk
 from util.checkpoints.files import CheckpointError
+from util.config import load_config
 
 BIAS = -math.log((1 - PRIOR) / PRIOR)
 CATEGORIES = {"ids": [1, 2, 3], "names": ["a", "b", "c"]}
 
 
 def detector(family, classes):
-    return build_detector(shrunk(f"config/{family}.py", **{"model.num_classes": classes, "model.backbone.depth": 18}))
+    path, options = f"config/{family}.py", {"model.num_classes": classes}
+    if "depth" in load_config(path).model.backbone:
+        options["model.backbone.depth"] = 18
+    return build_detector(shrunk(path, **options))
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def test_other_classes_start_anew_with_their_prior_and_all_else_is_loaded(family
     fresh = [key for key, value in new.state_dict().items() if not (value == 7).all()]
     assert fresh
     assert all("class_embed" in key or "label_embed" in key for key in fresh), fresh
-    heads = [module for module in new.modules() if isinstance(module, DetectionHead)]
+    heads = [module for module in new.modules() if isinstance(module, DetectionHead | EdgeHead)]
     assert all((head.class_embed.bias == BIAS).all() for head in heads)
     assert ("detr/" in family[:5] or "pnp" in family) != bool(heads)  # a softmax over all classes has no prior
     for key in fresh:

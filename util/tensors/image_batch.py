@@ -32,7 +32,8 @@ class ImageBatch:
         images: (B, 3, H, W) float.
         padding: (B, H, W) bool, True where there is no image.
         sizes: ((h, w), ...) of the images without padding, as plain numbers: what depends on sizes alone is computed
-            on the host. Read off `padding` when not given.
+            on the host. Read off `padding` when not given. One may stand for all images, as in programs whose batches
+            are of any length; `padding` is then (1, H, W).
     """
 
     images: Tensor

@@ -42,7 +42,12 @@ def shallow(stem):
                 walk(value, f"{prefix}{key}.")
 
     path = ROOT / f"config/{stem}.py"
-    walk(load_config(path).model, "model.")
+    model = load_config(path).model
+    walk(model, "model.")
+    if "fusion" in model.encoder:  # which has as many levels as the backbone has maps
+        found |= {"model.num_levels": 2, "model.backbone.stages": (2, 3)}
+        if isinstance(model.attention.num_points, tuple):
+            found["model.attention.num_points"] = (3, 6)
     if "model.encoder.num_layers" in found and "sparse" not in stem:  # whose heads stand between layers
         found["model.encoder.num_layers"] = 1
     return shrunk(path, **found)
