@@ -61,10 +61,13 @@ class ConvNormNeck(nn.Module):
     Args:
         in_channels: widths of the backbone's maps.
         d_model: width of the tokens.
+        num_levels: as many as there are maps.
     """
 
-    def __init__(self, in_channels: list[int], d_model: int):
+    def __init__(self, in_channels: list[int], d_model: int, num_levels: int):
         super().__init__()
+        if num_levels != len(in_channels):
+            raise ValueError(f"num_levels={num_levels}, but the backbone returns {len(in_channels)} maps")
         self.proj = nn.ModuleList(ConvNorm(channels, d_model, 1) for channels in in_channels)
 
     def forward(self, maps: list[Tensor], batch: ImageBatch) -> Pyramid:

@@ -16,8 +16,8 @@ class HybridEncoder(nn.Module):
     """AIFI on the coarsest map, then CCFM: down to the finest map and up again (RT-DETR, section 4.2).
 
     On the way down the projected coarser map is enlarged and fused with the finer one; on the way up the finer one is
-    made coarser and fused with what was projected before. Padding is nothing to the attention, and zero where maps are
-    fused; in the papers' code there is none.
+    made coarser and fused with what was projected before. Padding is nothing to the attention, and zero in all maps that
+    are fused and that go out; in the papers' code there is none.
 
     Args:
         width: channels of the maps that come in and of all that is computed here.
@@ -72,7 +72,8 @@ class HybridEncoder(nn.Module):
         for level, shrink, fuse in zip(levels[1:], self.downsample_convs, self.pan_blocks, strict=True):
             maps[level] = self._fused(pyramid, level, fuse, shrink(maps[level - 1]), maps[level])
         if self.output_proj:
-            maps = [project(x) for project, x in zip(self.output_proj, maps, strict=True)]
+            projected = (project(x) for project, x in zip(self.output_proj, maps, strict=True))
+            maps = [pyramid.cleared(x, level) for level, x in enumerate(projected)]
         return Pyramid.of_maps(maps, None, pyramid.extents), {}
 
     def _attended(self, pyramid: Pyramid, x: Tensor) -> Tensor:

@@ -191,13 +191,16 @@ class BareDeformAttn(nn.Module):
 
     Args:
         d_model, num_heads: channels of queries and memory, and attention heads.
+        num_levels: feature maps of the memory.
         num_points: sampling points per head, for every level a number of its own (RT-DETRv2, section 3.1).
     """
 
-    def __init__(self, d_model: int, num_heads: int, num_points: tuple[int, ...]):
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: tuple[int, ...]):
         super().__init__()
         if d_model % num_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of num_heads={num_heads}")
+        if len(num_points) != num_levels:
+            raise ValueError(f"num_points={num_points} are not the points of num_levels={num_levels} levels")
         self.num_heads, self.num_points = num_heads, tuple(num_points)
         self.sampling_offsets = Linear(d_model, num_heads * sum(num_points) * 2)
         self.attention_weights = Linear(d_model, num_heads * sum(num_points))

@@ -29,6 +29,7 @@ from util.training.optimizer import build_optimizer
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "config").rglob("*.py") if path.parent.name != "_base_")
 LITE = ROOT / "config/small/lite_dino_r18_shapes.py"
+REAL_TIME = ("rt_detr/rtdetr_r50vd_m", "rt_detr/rtdetrv2_r18vd_dsp", "d_fine/dfine_hgnetv2_s")
 
 
 def make_images(*sizes):
@@ -133,9 +134,11 @@ def test_training_lowers_the_loss(path):
     assert sum(totals[-3:]) < 0.8 * sum(totals[:3])
 
 
-@pytest.mark.parametrize("sizes", [[(208, 1)], [(1, 208)], [(1, 208), (64, 96)]])
-def test_narrow_images_are_learnt_and_detected_on(sizes):
-    cfg = shrunk(ROOT / "config/small/lite_dino_r18_shapes.py")
+@pytest.mark.parametrize("sizes", [[(208, 1)], [(1, 208)], [(1, 208), (64, 96)], [(33, 65), (97, 31)]])
+@pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", *REAL_TIME])
+def test_narrow_images_are_learnt_and_detected_on(name, sizes):
+    """And images of odd sides; all of fewer tokens than there are to be queries."""
+    cfg = shrunk(ROOT / f"config/{name}.py", **{"model.queries.base.num_queries": 1000})
     torch.manual_seed(0)
     detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
     images, targets = make_images(*sizes), objects(len(sizes), 5)
@@ -157,6 +160,10 @@ def test_narrow_images_are_learnt_and_detected_on(sizes):
         "detr_r50",
         "conditional_detr_r50",
         "pnp_detr_r50_ratio033",
+        "rtdetr_r18vd",
+        "rtdetrv2_r50vd_m_dsp",
+        "dfine_hgnetv2_s",
+        "dfine_hgnetv2_x",
     ],
 )
 def test_images_of_one_size_alone_and_in_a_batch(name):
@@ -192,6 +199,7 @@ def test_without_gradients_the_answer_is_the_same():
         "deformable_detr/deformable_detr_r50_two_stage",
         "DINO/dino_4scale_r50",
         "sparse_detr/sparse_detr_r50_rho_0.1",
+        *REAL_TIME,
     ):
         detector = build_detector(shrunk(ROOT / f"config/{name}.py")).eval()
         images = make_images((64, 96))
@@ -208,13 +216,13 @@ def test_without_gradients_the_answer_is_the_same():
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "sparse_detr/sparse_detr_r50_rho_0.3"])
+@pytest.mark.parametrize("name", ["small/lite_dino_r18_shapes", "sparse_detr/sparse_detr_r50_rho_0.3", *REAL_TIME])
 def test_detectors_compile_as_one_graph(name, monkeypatch):
     # The compiler sees PyTorch's products; those of the extension are rounded otherwise.
     monkeypatch.setattr("models.ops.linear.linear_products", lambda: "pytorch")
     torch.manual_seed(0)
     layers = {"model.backbone.depth": 18, "model.encoder.num_layers": 2, "model.decoder.num_layers": 2}
-    detector = build_detector(shrunk(ROOT / f"config/{name}.py", **layers)).eval()
+    detector = build_detector(shrunk(ROOT / f"config/{name}.py", **({} if name in REAL_TIME else layers))).eval()
     images = make_images((64, 96))
     with torch.no_grad():
         compiled = torch.compile(detector, backend="eager", fullgraph=True)(images)
@@ -228,6 +236,8 @@ def test_detectors_compile_as_one_graph(name, monkeypatch):
         ("deformable_detr/deformable_detr_swint", {"model.backbone.drop_path": 0.5}),
         ("pnp_detr/pnp_detr_r50_ratio033", {}),
         ("deformable_detr/deformable_detr_coat_small", {}),
+        ("rt_detr/rtdetr_r18vd", {}),
+        ("d_fine/dfine_hgnetv2_s", {}),
     ],
 )
 def test_layers_computed_anew_change_nothing_but_memory(name, options):

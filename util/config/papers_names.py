@@ -1,6 +1,7 @@
 """Options of the papers' own code, and how the same is said here. Whoever gives one is told; nothing is guessed.
 
-Of facebookresearch/detr, Deformable DETR, Conditional DETR, PnP-DETR, Sparse DETR, H-DETR, DINO and Lite-DETR.
+Of facebookresearch/detr, Deformable DETR, Conditional DETR, PnP-DETR, Sparse DETR, H-DETR, DINO and Lite-DETR; of
+RT-DETR, RT-DETRv2 and D-FINE, whose `-u` takes names of their YAML files.
 """
 
 from collections.abc import Mapping
@@ -14,20 +15,29 @@ AS_OPTIONS: dict[str, tuple[str, ...]] = {
     "weight_decay": ("optimizer.weight_decay",),
     "clip_max_norm": ("training.clip_norm",),
     "epochs": ("schedule.epochs",),
+    "epoches": ("schedule.epochs",),
     "lr_drop": ("schedule.drop",),
     "lr_drop_epochs": ("schedule.drop",),
     "lr_drop_list": ("schedule.drop",),
     "onecyclelr": ("schedule.kind=onecycle",),
     "warmup": ("schedule.warmup_steps",),
+    "warmup_duration": ("schedule.warmup_steps",),
     "batch_size": ("data.batch_size",),
     "save_checkpoint_interval": ("training.save_every",),
+    "checkpoint_freq": ("training.save_every",),
+    "checkpoint_step": ("training.save_every",),
     "use_ema": ("training.ema={'decay': 0.9997}",),
     "ema_decay": ("training.ema.decay",),
+    "ema_restart_decay": ("training.restart.ema_decay",),
+    "sync_bn": ("training.sync_bn",),
     "num_classes": ("model.num_classes",),
     "hidden_dim": ("model.d_model",),
     "nheads": ("model.num_heads",),
+    "nhead": ("model.num_heads",),
     "enc_layers": ("model.encoder.num_layers|model.encoder.base.num_layers",),
     "dec_layers": ("model.decoder.num_layers",),
+    "num_layers": ("model.decoder.num_layers",),
+    "num_decoder_layers": ("model.decoder.num_layers",),
     "dim_feedforward": (ENCODER_LAYER.format("ffn_dim"), "model.decoder.layer.ffn_dim"),
     "dropout": (ENCODER_LAYER.format("dropout"), "model.decoder.layer.dropout"),
     "num_queries": (QUERIES,),
@@ -38,12 +48,19 @@ AS_OPTIONS: dict[str, tuple[str, ...]] = {
     "num_feature_levels": ("model.num_levels",),
     "enc_n_points": ("model.attention.num_points",),
     "dec_n_points": ("model.attention.num_points",),
+    "num_points": ("model.attention.num_points",),
+    "num_decoder_points": ("model.attention.num_points",),
+    "expansion": ("model.encoder.fusion.expansion",),
+    "reg_scale": ("model.decoder.scale", "criterion.losses.fgl.scale"),
     "rho": ("model.encoder.keep_ratio",),
     "num_expansion": ("model.encoder.num_blocks",),
     "enc_scale": ("model.encoder.high_levels",),
     "dn_number": ("model.queries.dn_number",),
     "dn_label_noise_ratio": ("model.queries.label_noise_ratio",),
     "dn_box_noise_scale": ("model.queries.box_noise_scale",),
+    "num_denoising": ("model.queries.dn_number",),
+    "label_noise_ratio": ("model.queries.label_noise_ratio",),
+    "box_noise_scale": ("model.queries.box_noise_scale",),
     "sample_topk_ratio": ("model.encoder.ratio",),
     "unsample_abstract_number": ("model.encoder.num_pooled",),
     "sample_reg_loss": ("criterion.terms.sample_reg_loss.weight",),
@@ -57,13 +74,17 @@ AS_OPTIONS: dict[str, tuple[str, ...]] = {
     "set_cost_class": ("criterion.matcher.ce",),
     "set_cost_bbox": ("criterion.matcher.bbox",),
     "set_cost_giou": ("criterion.matcher.giou",),
-    "cls_loss_coef": ("criterion.losses.ce.weight",),
+    "cost_class": ("criterion.matcher.ce",),
+    "cost_bbox": ("criterion.matcher.bbox",),
+    "cost_giou": ("criterion.matcher.giou",),
+    "cls_loss_coef": ("criterion.losses.ce.weight|criterion.losses.vfl.weight",),
     "bbox_loss_coef": ("criterion.losses.bbox.weight",),
     "giou_loss_coef": ("criterion.losses.giou.weight",),
-    "focal_alpha": ("criterion.losses.ce.alpha",),
+    "focal_alpha": ("criterion.losses.ce.alpha|criterion.losses.vfl.alpha",),
     "eos_coef": ("criterion.losses.ce.no_object",),
     "num_select": ("postprocess.num_select",),
     "topk": ("postprocess.num_select",),
+    "num_top_queries": ("postprocess.num_select",),
     "nms_iou_threshold": ("postprocess.nms_iou",),
 }
 """{name there: paths here}. All paths of a name receive its value; of those with | between them, the one that a config
@@ -72,6 +93,7 @@ has. One with = in it has its own value: the name there takes none."""
 BOXES_ONLY = "there is nothing to say: detectors here find boxes, not masks"
 LAUNCHED = "there is nothing to say: `torchrun --nproc_per_node=N main.py ...` tells it to the processes"
 WITHOUT_EFFECT = "there is nothing to say: it had no effect there"
+REAL_TIME = "of the configs in config/rt_detr and config/d_fine"
 ALL_LAYERS = "there is nothing to say: the losses of all decoder layers are part of every config"
 
 IN_WORDS = {
@@ -112,6 +134,30 @@ IN_WORDS = {
     "data.val.annotations=annotations/instances_train2017.json",
     "fp16": "it is --amp",
     "use_fp16": "it is --amp",
+    "use_amp": "it is --amp",
+    "test_only": "it is --eval",
+    "r": "it is --resume",
+    "t": "it is --pretrain_model_path",
+    "tuning": "it is --pretrain_model_path",
+    "u": "it is --options, which answers a name of theirs with the one here",
+    "update": "it is --options, which answers a name of theirs with the one here",
+    "d": "it is --device",
+    "total_batch_size": "it is --batch_size, the images of each process",
+    "find_unused_parameters": "it is --find_unused_params",
+    "eval_idx": "it is model.decoder.answer_layer, counted from 1: config/rt_detr/rtdetr_r50vd_m.py",
+    "eval_spatial_size": "it is data.resize: anchors and positions follow from each image's size",
+    "return_idx": f"it is model.backbone.stages, counted from 1, {REAL_TIME}",
+    "freeze_at": f"it is model.backbone.frozen, how many leading pieces are: one more than there, {REAL_TIME}",
+    "freeze_norm": f"it is model.backbone.norm, 'frozen' or 'batch', {REAL_TIME}",
+    "depth_mult": "it is model.encoder.fusion.num_blocks, three times as many, rounded: config/d_fine",
+    "reg_max": "it is model.decoder.head.bins, one more: config/d_fine",
+    "use_uni_set": "it is criterion.union: config/d_fine",
+    "cross_attn_method": "it is a config: in config/rt_detr the names ending in _dsp read the nearest pixels",
+    "stop_epoch": f"it is the option stop_epoch {REAL_TIME}, under which all of it stands that stops",
+    "base_size": f"it is data.multi_scale.sides, all of them, {REAL_TIME}",
+    "base_size_repeat": f"it is data.multi_scale.sides, all of them, {REAL_TIME}",
+    "remap_mscoco_category": f"it is data.categories='contiguous', part {REAL_TIME}",
+    "use_focal_loss": f"there is nothing to say: it is part {REAL_TIME}",
     "use_checkpoint": "it is --options \"checkpointing=['backbone']\"",
     "world_size": LAUNCHED,
     "rank": LAUNCHED,
