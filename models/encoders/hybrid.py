@@ -16,8 +16,8 @@ class HybridEncoder(nn.Module):
     """AIFI on the coarsest map, then CCFM: down to the finest map and up again (RT-DETR, section 4.2).
 
     On the way down the projected coarser map is enlarged and fused with the finer one; on the way up the finer one is
-    made coarser and fused with what was projected before. Padding is nothing to the attention, and zero in all maps that
-    are fused and that go out; in the papers' code there is none.
+    made coarser and fused with what was projected before. Padding is nothing to the attention, and zero in all maps
+    that are fused and that go out; in the papers' code there is none.
 
     Args:
         width: channels of the maps that come in and of all that is computed here.
