@@ -177,6 +177,7 @@ def test_measuring(config, data, tmp_path):
     assert run(*command(config, data, tmp_path, "--benchmark", "--benchmark_train", "--benchmark_only")) == 0
     measured = json.loads((tmp_path / "benchmark.json").read_text())
     assert measured["gmacs"] == pytest.approx(sum(measured["gmacs_by_part"].values()))
+    assert measured["real_time"]["gflops"] == 2 * measured["real_time"]["gmacs"] < 2 * measured["gmacs"]
     assert measured["batches"]["1"]["images_per_second"] > 0
     assert measured["batches"]["4"]["peak_mb"] > measured["batches"]["1"]["peak_mb"] > 0
     assert measured["training"]["peak_mb"] > measured["batches"]["1"]["peak_mb"]

@@ -3,6 +3,8 @@
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
+from util.measuring.flops import is_counted_as_inference
+
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling a module does more than its `forward`."""
@@ -13,4 +15,5 @@ def has_hooks(module: nn.Module) -> bool:
         global_hooks._global_backward_hooks,
         global_hooks._global_backward_pre_hooks,
     )
-    return any(own) or any(everywhere) or "forward" in vars(module)  # or it is somebody else's `forward`
+    looked_at = any(everywhere) and not is_counted_as_inference()  # a counter only notes whose operations they are
+    return any(own) or looked_at or "forward" in vars(module)  # or it is somebody else's `forward`

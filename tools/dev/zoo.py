@@ -28,7 +28,7 @@ from tools.dev.speed import write_speed
 from tools.dev.tables import PAPERS, PUBLISHED, SCHEDULE, chosen_configs, markdown_row, markdown_table, published_ap
 from util.cli.outputs import growing_file, writable_file, writable_folder
 from util.config import load_config
-from util.measuring.benchmark import SIZE
+from util.measuring.benchmark import REAL_TIME_SIZE, SIZE
 from util.measuring.flops import ELEMENTWISE, count_gmacs
 from util.processes.allocator import keep_freed_memory
 
@@ -36,6 +36,11 @@ COLUMNS = (
     "model", "config", "parameters, M", "trainable, M", "as printed", "GMACs", "as its table counts",
     "as printed", "AP as published", "checked",
 )  # fmt: skip
+REAL_TIME_COLUMNS = (*COLUMNS[:6], "GFLOPs as its table counts", "GFLOPs as printed", *COLUMNS[8:], "weights")
+REAL_TIME = ("rt_detr", "d_fine")
+"""Families whose tables print GFLOPs of one image of REAL_TIME_SIZE: two for every multiply-add."""
+DEPLOYED = ("d_fine",)
+"""Those of them that count what inference computes."""
 HEAD = f"""\
 # Models
 
@@ -52,6 +57,19 @@ gives the outputs, losses and gradients of the paper's code.
 """
 
 
+REAL_TIME_HEAD = f"""
+## Real-time detectors
+
+GMACs are those of one image of {SIZE[0]}x{SIZE[1]}, as above. **GFLOPs are not comparable with them**: these papers'
+tables take one image of {REAL_TIME_SIZE[0]}x{REAL_TIME_SIZE[1]} and count two for every multiply-add. RT-DETR's are of
+the model as it is trained. D-FINE's are of the deployed one, as inference computes it here: norms are folded into their
+convolutions, branches of a 3x3 and a 1x1 convolution are one, and boxes are those of chosen tokens alone.
+Weights are files below `https://github.com/lyuwenyu/storage/releases/download/` (RT-DETR, RT-DETRv2)
+and `https://github.com/Peterande/storage/releases/download/dfinev1.0/` (D-FINE); nothing here fetches them by itself.
+
+"""
+
+
 def resized(height: int, width: int, scale: int = 800, longest: int = 1333) -> tuple[int, int]:
     """The size that evaluation gives an image."""
     short, long = min(height, width), max(height, width)
@@ -61,7 +79,9 @@ def resized(height: int, width: int, scale: int = 800, longest: int = 1333) -> t
 
 
 def as_printed(detector: nn.Module, folder: str, printed: dict, usual: float) -> float:
-    """GMACs, counted on the images of the row's own table; `usual` are those of one of SIZE."""
+    """GMACs, counted on the images of the row's own table, or GFLOPs; `usual` are those of one of SIZE."""
+    if folder in REAL_TIME:
+        return 2 * count_gmacs(detector, [torch.empty(3, *REAL_TIME_SIZE)], inference=folder in DEPLOYED)
     if "size" in printed:
         return count_gmacs(detector, [torch.empty(3, *printed["size"])])
     if folder == "sparse_detr":
@@ -83,7 +103,9 @@ def row(path: Path) -> tuple[str, ...]:
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad) / 1e6
     gmacs = count_gmacs(detector, [torch.empty(3, *SIZE)])
     printed = PUBLISHED["models"].get(path.stem, {})
-    checked = any((ROOT / "tests/recordings").glob(f"*/{path.stem}.npz"))
+    recordings = (f"*/{path.stem}{variant}.npz" for variant in ("", "_spread"))
+    checked = any(any((ROOT / "tests/recordings").glob(pattern)) for pattern in recordings)
+    weights = (f"`{printed['weights']}`",) if path.parent.name in REAL_TIME else ()
     return (
         ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0].split(":")[0].rstrip("."),
         f"[{path.stem}](../{path.relative_to(ROOT).as_posix()})",
@@ -95,6 +117,7 @@ def row(path: Path) -> tuple[str, ...]:
         str(printed.get("gflops", "")),
         ", ".join(said for said in map(published_ap, longer) if said),
         "yes" if checked else "",
+        *weights,
     )
 
 
@@ -110,7 +133,7 @@ def differences(rows: dict[str, tuple[str, ...]]) -> str:
         if printed and all(round(float(cell), digits) != printed for cell in cells[2:4]):
             reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("params_reason"), "not known")
             found.append((name, f"{cells[3]} M trainable", f"{printed} M", "", reason))
-        ours, theirs = cells[COLUMNS.index("as its table counts")], PUBLISHED["models"].get(name, {}).get("gflops")
+        ours, theirs = cells[6], PUBLISHED["models"].get(name, {}).get("gflops")
         if theirs and abs(float(ours) / theirs - 1) > 0.01:
             reason = PUBLISHED["reasons"].get(PUBLISHED["models"][name].get("reason"), "not known")
             found.append((name, ours, str(theirs), f"{100 * (float(ours) / theirs - 1):+.1f} %", reason))
@@ -125,16 +148,24 @@ def write_models(chosen: list[Path], whole: bool):
     """Writes docs/models.md, or prints the rows of some models."""
     with growing_file(writable_file(ROOT / "docs/models.md")) if whole else nullcontext(sys.stdout) as file:
         write, rows, family = partial(print, file=file, flush=True), {}, None
+        for columns, head, paths in (
+            (COLUMNS, HEAD, [path for path in chosen if path.parent.name not in REAL_TIME]),
+            (REAL_TIME_COLUMNS, REAL_TIME_HEAD, [path for path in chosen if path.parent.name in REAL_TIME]),
+        ):
+            if not paths:
+                continue
+            if whole:
+                write(head, end="")
+            write(markdown_row(*columns), markdown_row(*["---"] * len(columns)), sep="\n")
+            for path in paths:
+                if path.parent.name != family:
+                    family = path.parent.name
+                    write(markdown_row(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(columns) - 1)))
+                rows[path.stem] = row(path)
+                write(markdown_row(*rows[path.stem]))
+                print(path.stem, file=sys.stderr)
         if whole:
-            write(HEAD, end="")
-        write(markdown_row(*COLUMNS), markdown_row(*["---"] * len(COLUMNS)), sep="\n")
-        for path in chosen:
-            if path.parent.name != family:
-                family = path.parent.name
-                write(markdown_row(f"**{PAPERS.get(family, 'This project')}**", *[""] * (len(COLUMNS) - 1)))
-            rows[path.stem] = row(path)
-            write(markdown_row(*rows[path.stem]))
-            print(path.stem, file=sys.stderr)
+            write("\n## What differs from the tables\n", end="")
         write(differences(rows), end="")
 
 

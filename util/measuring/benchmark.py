@@ -11,11 +11,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from util.measuring.flops import count_by_part, count_operations_by_part
+from util.measuring.flops import count_by_part, count_gmacs, count_operations_by_part
 from util.tensors.precision import Precision
 
 SIZE = (850, 1040)
 """Height and width of the image behind the published MACs of most papers here."""
+REAL_TIME_SIZE = (640, 640)
+"""That of real-time detectors, whose tables print GFLOPs: two for every multiply-add."""
 BATCHES = (1, 4)
 COCO_IMAGES = 118_287
 """Images of train2017."""
@@ -31,11 +33,13 @@ def measure_detector(model: nn.Module, precision: Precision, size: tuple[int, in
 
     Returns:
         parameters and trainable_parameters; of one 850x1040 image gmacs and gigaoperations (see util.measuring.flops),
-        in all and _by_part; and per size of batch under "batches", after warming up: latency_ms (median) and
+        in all and _by_part; under "real_time" the gmacs of one image of REAL_TIME_SIZE, and as gflops twice as many, as
+        those detectors' tables count; and per size of batch under "batches", after warming up: latency_ms (median) and
         latency_ms_p95 of the batch, images_per_second, and peak_mb, what the batch needs beside the weights.
     """
     image = [torch.empty(3, *SIZE)]
     parts, operations = count_by_part(model, image), count_operations_by_part(model, image)
+    real_time = count_gmacs(model, [torch.empty(3, *REAL_TIME_SIZE)])
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -43,6 +47,7 @@ def measure_detector(model: nn.Module, precision: Precision, size: tuple[int, in
         "gmacs_by_part": parts,
         "gigaoperations": sum(operations.values()),
         "gigaoperations_by_part": operations,
+        "real_time": {"size": list(REAL_TIME_SIZE), "gmacs": real_time, "gflops": 2 * real_time},
         "size": list(size),
         "batches": {str(count): measure_latency(model.eval(), count, size, precision, repeats) for count in BATCHES},
         "device": device_name(precision.device),
@@ -202,10 +207,12 @@ class _LiveStorages(TorchDispatchMode):
 def format_benchmark(measured: dict) -> str:
     """The measurements as text for people."""
     total, trainable = measured["parameters"] / 1e6, measured["trainable_parameters"] / 1e6
+    (height, width), gmacs, gflops = measured["real_time"].values()
     lines = [
         f"parameters      {total:.3f} M, {trainable:.3f} M trainable",
         f"{f'{SIZE[0]}x{SIZE[1]}':<16}{'GMACs':>18} {'all operations, G':>18}",
         *(f"{name:<16}{macs:18.2f} {every:18.2f}" for name, macs, every in _costs(measured)),
+        f"{f'{height}x{width}':<16}{gmacs:18.2f} GMACs: {gflops:.1f} GFLOPs in tables of real-time detectors",
         f"on {measured['device']}, {measured['dtype']}, images of {measured['size'][0]}x{measured['size'][1]}:",
         f"{'batch':>8} {'median ms':>10} {'p95 ms':>10} {'images/s':>11} {'peak MB':>9}",
     ]

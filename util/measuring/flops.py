@@ -79,12 +79,17 @@ def _every_operation() -> dict[Callable, Callable]:
     )
 
 
-_COUNTED: ContextVar[bool] = ContextVar("counted", default=False)
+_COUNTED: ContextVar[str | None] = ContextVar("counted", default=None)
 
 
 def is_counted() -> bool:
     """Whether a forward pass is counted as published tables do: all that inference needs, without shortcuts."""
-    return not is_traced() and _COUNTED.get()
+    return not is_traced() and _COUNTED.get() == "as published"
+
+
+def is_counted_as_inference() -> bool:
+    """Whether a forward pass is counted with its shortcuts."""
+    return not is_traced() and _COUNTED.get() == "inference"
 
 
 EVERYTHING = _every_operation()
@@ -103,7 +108,7 @@ def count_gmacs(
     Args:
         detector: any module that takes a list of images.
         images: list of (3, h, w) tensors; only their sizes matter.
-        inference: leave out what is computed for losses alone.
+        inference: as inference computes it: without what is for losses alone, norms folded into their convolutions.
         convention: CONVENTION, or ELEMENTWISE.
 
     Returns:
@@ -144,7 +149,7 @@ def _count_on(
     detector = copy.deepcopy(detector).to(device).eval().requires_grad_(not inference)
     images = [torch.zeros_like(image, device=device) for image in images]
     # With gradients enabled a detector computes all that its papers' code computes; meta tensors make that free.
-    token = _COUNTED.set(not inference)
+    token = _COUNTED.set("inference" if inference else "as published")
     try:
         with torch.set_grad_enabled(not inference), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             detector(images)
