@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from models.layers.basic import Recomputable
 from models.layers.conv_norm import NORMS as ALL_NORMS
-from models.layers.conv_norm import conv_norm, gradients_of
+from models.layers.conv_norm import Maps, conv_norm, gradients_of
+from models.layers.convolution import max_pool2d
+from models.layers.hooks import has_hooks
 from models.registry import PARTS
 from util.config import nearest_name
-from util.tensors.device import is_traced
 
 NORMS = {name: ALL_NORMS[name] for name in ("frozen", "batch", "sync")}
 """Group norm has no groups in widths of 8."""
@@ -95,8 +96,10 @@ class Unit(nn.Module):
         self.activation = "relu" if activates else None
         self.lab = Affine() if activates and style.affine else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Maps) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
+        if isinstance(self.lab, Affine) and not has_hooks(self.lab):
+            return conv_norm(self.conv, self.bn, x, self.activation, affine=(self.lab.scale, self.lab.bias))
         return self.lab(conv_norm(self.conv, self.bn, x, self.activation))
 
 
@@ -115,20 +118,12 @@ class Stem(nn.Module):
         """(B, 3, H, W) -> (B, C, H / 4, W / 4), sides rounded up."""
         x = _padded(self.stem1(images))
         convolved = self.stem2b(_padded(self.stem2a(x)))
-        return self.stem4(self.stem3(torch.cat([_largest(x), convolved], 1)))
+        return self.stem4(self.stem3(torch.cat([max_pool2d(x, 2, stride=1), convolved], 1)))
 
 
 def _padded(x: Tensor) -> Tensor:
     """Zeros at the right and at the bottom, for kernels of 2x2."""
     return F.pad(x, (0, 1, 0, 1))
-
-
-def _largest(x: Tensor) -> Tensor:
-    """The largest of every 2x2 pixels, at stride 1."""
-    if torch.is_grad_enabled() or not x.is_cpu or is_traced():
-        return F.max_pool2d(x, 2, stride=1)
-    x = torch.maximum(x[..., 1:, :], x[..., :-1, :])  # PyTorch's pooling takes thrice as long
-    return torch.maximum(x[..., 1:], x[..., :-1])
 
 
 class LightLayer(nn.Module):
@@ -173,7 +168,7 @@ class Block(Recomputable):
         maps = [x]
         for layer in self.layers:
             maps.append(layer(maps[-1]))
-        answer = self.aggregation(torch.cat(maps, 1))
+        answer = self.aggregation(maps)
         return answer + x if self.adds else answer
 
 

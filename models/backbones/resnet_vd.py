@@ -9,10 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.layers.basic import Recomputable
 from models.layers.conv_norm import NORMS, ConvNorm, gradients_of
+from models.layers.convolution import max_pool2d
 from models.registry import PARTS
 
 RELEASE = "https://github.com/lyuwenyu/storage/releases/download/v0.1/"
@@ -160,7 +160,7 @@ class ResNetVd(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one (B, C, H / stride, W / stride) map per stage."""
         with gradients_of(images, self.conv1):
-            x = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1)
+            x = max_pool2d(self.conv1(images), 3, stride=2, padding=1)
         maps = []
         for stage, layers in enumerate(self.res_layers, start=1):
             with gradients_of(x, layers):

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.layers.conv_norm import ConvNorm
+from models.layers.convolution import joined
 from models.registry import PARTS
 from models.structures import Pyramid, TokenSet
 
@@ -25,7 +24,7 @@ class HybridEncoder(nn.Module):
         num_levels: maps.
         layer: makes an attention layer of the coarsest map.
         position: makes its position encoding.
-        fusion: makes what fuses two maps: called with in_channels and out_channels.
+        fusion: makes what fuses two maps, enlarging the first if need be: called with in_channels and out_channels.
         downsampling: makes what makes a map coarser: called with channels.
         num_layers: attention layers.
         lateral_activation: of the projection on the way down, None or "silu".
@@ -67,8 +66,7 @@ class HybridEncoder(nn.Module):
         levels = range(len(maps))
         for level, project, fuse in zip(levels[-2::-1], self.lateral_convs, self.fpn_blocks, strict=True):
             maps[level + 1] = project(maps[level + 1])  # and so it is read on the way up
-            larger = F.interpolate(maps[level + 1], maps[level].shape[-2:])  # to the nearest; sides may be odd
-            maps[level] = self._fused(pyramid, level, fuse, larger, maps[level])
+            maps[level] = self._fused(pyramid, level, fuse, maps[level + 1], maps[level])
         for level, shrink, fuse in zip(levels[1:], self.downsample_convs, self.pan_blocks, strict=True):
             maps[level] = self._fused(pyramid, level, fuse, shrink(maps[level - 1]), maps[level])
         if self.output_proj:
@@ -87,4 +85,7 @@ class HybridEncoder(nn.Module):
 
     @staticmethod
     def _fused(pyramid: Pyramid, level: int, fuse: nn.Module, *maps: Tensor) -> Tensor:
-        return pyramid.cleared(fuse(pyramid.cleared(torch.cat(maps, 1), level)), level)
+        """Of maps side by side, the first enlarged to the nearest pixel if need be; sides may be odd."""
+        if pyramid.padded:
+            maps = (pyramid.cleared(joined(maps), level),)
+        return pyramid.cleared(fuse(*maps), level)

@@ -4,7 +4,7 @@ Without gradients a norm of constants is multiplied into the weights, which are 
 follows is computed while the convolution's answers are at hand, where kernels do that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.layers.convolution import call_convolution, convolve, has_kernels
+from models.layers.convolution import call_convolution, convolve, has_kernels, joined, takes_apart
 from models.layers.hooks import has_hooks
+from models.ops.maps import activated, fold_norm
 from util.tensors.device import is_traced
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -49,47 +50,58 @@ def _is_batch_norm_of_constants(norm: nn.Module) -> bool:
     return all(numbers is not None for numbers in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
 
 
-def folded(convolution: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of both together, where `is_folded` says so."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+def folded(convolution: nn.Conv2d, norm: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Weight, of a type where that saves a pass, and bias of both together, where `is_folded` says so."""
+    return fold_norm(convolution.weight, norm, dtype)
+
+
+Maps = Tensor | Sequence[Tensor]
+"""A map (B, C, H, W), or several that stand side by side, enlarged to the last to the nearest pixel."""
 
 
 def conv_norm(
-    convolution: nn.Module, norm: nn.Module, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    convolution: nn.Module,
+    norm: nn.Module,
+    x: Maps,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    affine: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """activation(norm(convolution(x)) + residual).
 
     Args:
         convolution: without bias.
         norm: of its channels.
-        x: (B, C, H, W).
+        x: (B, C, H, W) in all.
         activation: None, "relu" or "silu".
         residual: (B, C', H', W'), or None.
+        affine: scale and shift, (1,) each, of what a ReLU answers; or None.
 
     Returns:
         (B, C', H', W').
     """
-    if is_folded(convolution, norm, x):
-        weight, bias = folded(convolution, norm)
-        rectify = activation == "relu"
-        alone = convolution.kernel_size == (1, 1) and residual is None and not rectify  # as fast by PyTorch
-        if not alone and has_kernels(convolution, x):
-            y = convolve(x, weight, bias, residual, rectify)
-            return y if rectify else _activate(y, activation)
-        if rectify and _has_fused_kernels(convolution, x):
-            return _fused(convolution, weight, bias, x, residual)
-        y = F.conv2d(x, weight, bias, *_geometry(convolution))
-    else:
+    if not isinstance(x, Tensor):
+        if residual is None and takes_maps(convolution, norm, x):
+            return convolve(x, *folded(convolution, norm), None, activation, affine)
+        x = joined(x)
+    if not is_folded(convolution, norm, x):
         y = norm(call_convolution(convolution, x))
-    return _activate(y if residual is None else y.add_(residual), activation)
+        return activated(y if residual is None else y.add_(residual), activation, affine)
+    if has_kernels(convolution, x):
+        if torch.is_grad_enabled() and (activation != "relu" or affine):  # kernels have gradients of a ReLU alone
+            return activated(convolve(x, *folded(convolution, norm), residual), activation, affine)
+        return convolve(x, *folded(convolution, norm), residual, activation, affine)
+    if activation == "relu" and affine is None and _has_fused_kernels(convolution, x):
+        return _fused(convolution, *folded(convolution, norm), x, residual)
+    autocast = x.is_cpu and torch.is_autocast_enabled("cpu")
+    weight, bias = folded(convolution, norm, torch.get_autocast_dtype("cpu") if autocast else torch.float32)
+    y = F.conv2d(x, weight, bias, *_geometry(convolution))
+    return activated(y if residual is None else y.add_(residual), activation, affine)
 
 
-def _activate(x: Tensor, activation: str | None) -> Tensor:
-    """In place where the gradients, if any, do not need what goes in."""
-    if activation == "relu":
-        return F.relu(x, inplace=True)
-    return F.silu(x, inplace=not torch.is_grad_enabled()) if activation == "silu" else x
+def takes_maps(convolution: nn.Module, norm: nn.Module, maps: Sequence[Tensor]) -> bool:
+    """Whether `conv_norm` is faster of maps as they are than of `joined` ones."""
+    return is_folded(convolution, norm, maps[-1]) and takes_apart(convolution, maps)
 
 
 def _geometry(convolution: nn.Conv2d) -> tuple:
@@ -151,9 +163,13 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.norm = norm(out_channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Maps, residual: Tensor | None = None) -> Tensor:
         """activation(norm(conv(x)) + residual): (B, C, H, W) -> (B, C', H', W')."""
         return conv_norm(self.conv, self.norm, x, self.activation, residual)
+
+    def takes(self, maps: Sequence[Tensor]) -> bool:
+        """Whether it is faster of maps as they are than of `joined` ones."""
+        return takes_maps(self.conv, self.norm, maps)
 
 
 def gradients_of(x: Tensor, *modules: nn.Module) -> AbstractContextManager:

@@ -1,11 +1,14 @@
 """What a hybrid encoder fuses two neighbouring maps with, and how it makes a map coarser."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layers.conv_norm import ConvNorm, folded, is_folded
-from models.layers.convolution import convolve, has_kernels
+from models.layers.convolution import convolve, has_kernels, joined
+from models.ops.maps import activated
 from models.registry import PARTS
 
 
@@ -29,9 +32,11 @@ class RepConv(nn.Module):
         if torch.is_grad_enabled() or not (is_folded(*wide, x) and is_folded(*narrow, x)):
             return F.silu(self.conv1(x) + self.conv2(x))
         (weight, bias), (middle, shift) = folded(*wide), folded(*narrow)
-        weight, bias = weight + F.pad(middle, (1, 1, 1, 1)), bias + shift
-        served = has_kernels(self.conv1.conv, x)
-        return F.silu(convolve(x, weight, bias) if served else F.conv2d(x, weight, bias, padding=1), inplace=True)
+        weight[:, :, 1, 1] += middle[:, :, 0, 0]
+        bias += shift
+        if has_kernels(self.conv1.conv, x):
+            return convolve(x, weight, bias, activation="silu")
+        return activated(F.conv2d(x, weight, bias, padding=1), "silu")
 
 
 @PARTS.register
@@ -53,9 +58,15 @@ class CSPFusion(nn.Module):
         same = width == out_channels
         self.conv3 = nn.Identity() if same else ConvNorm(width, out_channels, 1, activation="silu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+    def forward(self, *maps: Tensor) -> Tensor:
+        """(B, C_i, H_i, W_i), in_channels in all, enlarged to the last -> (B, out_channels, H, W)."""
+        x = _for(maps, self.conv1, self.conv2)
         return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
+
+
+def _for(maps: Sequence[Tensor], *layers: ConvNorm) -> Tensor | Sequence[Tensor]:
+    """The maps as they are where all layers take them so, else joined."""
+    return maps if len(maps) > 1 and all(layer.takes(maps) for layer in layers) else joined(maps)
 
 
 @PARTS.register
@@ -83,11 +94,11 @@ class ELANFusion(nn.Module):
         fusion = CSPFusion(in_channels, width, num_blocks=num_blocks)
         return nn.Sequential(fusion, ConvNorm(width, width, 3, activation="silu"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        first, second = self.cv1(x).chunk(2, 1)
-        third = self.cv2(second)
-        return self.cv4(torch.cat([first, second, third, self.cv3(third)], 1))
+    def forward(self, *maps: Tensor) -> Tensor:
+        """(B, C_i, H_i, W_i), in_channels in all, enlarged to the last -> (B, out_channels, H, W)."""
+        x = self.cv1(maps)
+        third = self.cv2(x.chunk(2, 1)[1])
+        return self.cv4((x, third, self.cv3(third)))
 
 
 @PARTS.register

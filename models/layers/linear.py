@@ -29,9 +29,9 @@ def _are_as_such(*layers: nn.Module) -> bool:
     return all(type(layer) in (Linear, nn.LayerNorm, Dropout) and not has_hooks(layer) for layer in layers)
 
 
-def _norms_sum(norm: nn.LayerNorm, dropout: nn.Dropout) -> bool:
-    """Whether what stands between a linear layer and a norm is a sum alone, and the norm the usual one."""
-    drops = dropout.training and dropout.p > 0
+def _norms_sum(norm: nn.LayerNorm, dropout: nn.Dropout | None = None) -> bool:
+    """Whether what stands between a linear layer and a norm is a sum at most, and the norm the usual one."""
+    drops = dropout is not None and dropout.training and dropout.p > 0
     return not drops and len(norm.normalized_shape) == 1 and norm.weight is not None and norm.bias is not None
 
 
@@ -47,6 +47,13 @@ def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
     if _are_as_such(layer):
         return products.linear(x, layer.weight, layer.bias, "gelu")
     return F.gelu(layer(x))
+
+
+def linear_norm(layer: nn.Module, x: Tensor, norm: nn.Module) -> Tensor:
+    """norm(layer(x))."""
+    if not torch.is_grad_enabled() and _are_as_such(layer, norm) and _norms_sum(norm):
+        return products.linear_norm(x, layer.weight, layer.bias, None, norm)
+    return norm(layer(x))
 
 
 def linear_add_norm(layer: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module, dropout: nn.Dropout) -> Tensor:

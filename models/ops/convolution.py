@@ -12,22 +12,24 @@ from torch.utils.flop_counter import register_flop_formula
 
 from models.ops.extension import has_compiled_kernels
 from models.ops.linear import kernel_dtype
+from models.ops.linear_operators import ACTIVATIONS
 
 CHANNELS_IN, CHANNELS_OUT = 16, 32
 """Channels must be multiples of these."""
-SQUARES = {torch.float32: 1 / 16, torch.bfloat16: 1 / 4}
+SQUARES = {torch.float32: 1 / 24, torch.bfloat16: 1 / 4}
 """Squares of 4x4 pixels that an image must have for each channel: transformed weights are to be worth their while."""
 
 LIBRARY = torch.library.Library("leandetr", "FRAGMENT")
 LIBRARY.define(
-    "convolution_3x3(Tensor x, Tensor weight, Tensor bias, Tensor? residual, bool rectify, ScalarType dtype) -> Tensor"
+    "convolution_3x3(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int activation, Tensor? scale,"
+    " Tensor? shift, ScalarType dtype) -> Tensor"
 )
 LIBRARY.define("convolution_3x3_weight_gradient(Tensor grad, Tensor x) -> Tensor")
 HAS_KERNELS = has_compiled_kernels("CPU", "convolution_3x3")
 
 
 @torch.library.register_fake("leandetr::convolution_3x3")
-def _(x, weight, bias, residual, rectify, dtype):
+def _(x, weight, bias, residual, activation, scale, shift, dtype):
     shape = x.shape[0], weight.shape[0], *x.shape[2:]
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -50,8 +52,9 @@ def _(grad_shape, x_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 9 * torch.Size(x_shape).numel() * grad_shape[1]
 
 
-def _remember(ctx, inputs, output):
-    x, weight, _, _, ctx.rectify, _ = inputs
+def _remember(ctx, inputs, output):  # of a convolution that a ReLU may follow, and nothing else
+    x, weight, _, _, activation, *_ = inputs
+    ctx.rectify = activation == ACTIVATIONS["relu"]
     ctx.save_for_backward(x, weight, *([output] if ctx.rectify else []))
 
 
@@ -71,7 +74,7 @@ def _gradients(ctx, grad):
         if by_weight:
             found[1] = torch.ops.leandetr.convolution_3x3_weight_gradient(grad, x)
         found = *found, of_bias
-    return *found, grad if by_residual else None, None, None
+    return *found, grad if by_residual else None, None, None, None, None
 
 
 def _direct(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
@@ -102,17 +105,26 @@ def has_winograd(x: Tensor, weight: Tensor) -> bool:
 
 
 def convolve_3x3(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, rectify: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    affine: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A 3x3 convolution of stride 1 with one pixel of zeros around, where `has_winograd` says so.
 
     Args:
         x: (B, C, H, W), best stored channels last.
         weight, bias: (C', C, 3, 3) and (C',).
-        residual: (B, C', H, W), added before the ReLU, or None.
-        rectify: whether a ReLU follows.
+        residual: (B, C', H, W), added before the activation, or None.
+        activation: "none" or "relu"; without gradients also "silu".
+        affine: without gradients, scale and shift, (1,) each, of what a ReLU answers.
 
     Returns:
         (B, C', H, W), stored channels last, of the type that PyTorch's convolution returns.
     """
-    return torch.ops.leandetr.convolution_3x3(x, weight, bias, residual, rectify, kernel_dtype(x, weight))
+    kind = ACTIVATIONS["scaled_relu" if affine else activation]
+    return torch.ops.leandetr.convolution_3x3(
+        x, weight, bias, residual, kind, *(affine or (None, None)), kernel_dtype(x, weight)
+    )

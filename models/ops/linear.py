@@ -10,7 +10,7 @@ rows there are: "kernels", "onednn" or "pytorch".
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,12 @@ def serves(*tensors: Tensor | None) -> bool:
 
     They serve plain tensors on the CPU; what is traced, compiled, exported or transformed sees PyTorch's own operators.
     """
-    if torch.compiler.is_compiling() or not all(t is None or t.is_cpu for t in tensors) or not _are_plain(*tensors):
+    if torch.compiler.is_compiling():
         return False
-    return linear_products() == "kernels"
+    for tensor in tensors:  # this is asked for every layer: `all` would take several times as long
+        if tensor is not None and not tensor.is_cpu:
+            return False
+    return _are_plain(*tensors) and linear_products() == "kernels"
 
 
 def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
@@ -113,8 +116,10 @@ def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
         if any(t is not None and t.dtype not in (torch.float32, torch.bfloat16) for t in (x, *parameters)):
             return None
         dtype = torch.get_autocast_dtype("cpu")
-    elif any(p is not None and p.dtype != dtype for p in parameters):
-        return None
+    else:
+        for parameter in parameters:
+            if parameter is not None and parameter.dtype != dtype:
+                return None
     if dtype not in _kernel_dtypes(linear_products()) or (dtype != torch.float32 and torch.is_grad_enabled()):
         return None
     return dtype
@@ -126,7 +131,10 @@ def _are_plain(*tensors: Tensor | None) -> bool:
         return False
     if forward_ad._current_level >= 0:
         return False
-    return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+            return False
+    return True
 
 
 def linear(
@@ -170,21 +178,47 @@ def _suits_onednn(x: Tensor, *parameters: Tensor | None) -> bool:
     return x.numel() > 0 and all(p is None or p.dtype == torch.float32 for p in (x, *parameters))
 
 
-def linear_norm(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+def linear_norm(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, norm: nn.LayerNorm) -> Tensor:
     """norm(residual + x weight^T + bias), without gradients where the kernels serve.
 
     Args:
         x: (..., K).
         weight, bias: (N, K) and (N,).
-        residual: (..., N).
+        residual: (..., N), or None.
         norm: of N channels, with weight and bias.
     """
     dtype = None if torch.is_grad_enabled() else kernel_dtype(x, weight, bias)
     if dtype is None:
-        return norm(residual + linear(x, weight, bias))
+        return norm(linear(x, weight, bias, residual=residual))
     return operators.linear_norm(x, weight, bias, residual, norm.weight, norm.bias, norm.eps, dtype).to(
-        _normed_dtype(residual)
+        _normed_dtype(x if residual is None else residual)
     )
+
+
+def convolve_1x1(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """activation(W [maps] + bias + residual), without gradients and where `kernel_dtype` says that the kernels serve.
+
+    Args:
+        maps: (B, C_i, H, W) each, best stored channels last; their channels stand side by side. One may be smaller than
+            the last, and counts as enlarged to it, to the nearest pixel; then there is no residual.
+        weight, bias: (N, sum of C_i, 1, 1) and (N,).
+        residual: (B, N, H, W).
+        activation: "none", "relu" or "silu".
+        affine: scale and shift, (1,) each, of what a ReLU answers.
+
+    Returns:
+        (B, N, H, W), stored channels last, of the type that PyTorch's convolution returns.
+    """
+    kind = ACTIVATIONS["scaled_relu" if affine else activation]
+    dtype = kernel_dtype(maps[-1], weight)
+    return operators.convolution_1x1(maps, weight, bias, residual, kind, *(affine or (None, None)), dtype)
 
 
 def feed_forward(

@@ -6,8 +6,8 @@ The extension attaches its kernels for CPUs to them; `models.ops.linear` says wh
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
-"""The activations by the numbers that the kernels know them by."""
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "silu": 3, "scaled_relu": 4}
+"""The activations by the numbers that the kernels know them by; the last one, relu(x) * scale + shift, is of maps alone."""
 
 LIBRARY = torch.library.Library("leandetr", "FRAGMENT")
 LIBRARY.define(
@@ -18,12 +18,16 @@ LIBRARY.define(
     " -> (Tensor, Tensor, Tensor)"
 )
 LIBRARY.define(
-    "linear_norm(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor norm_weight, Tensor norm_bias,"
+    "linear_norm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor norm_weight, Tensor norm_bias,"
     " float eps, ScalarType dtype) -> Tensor"
 )
 LIBRARY.define(
     "feed_forward(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor norm_weight,"
     " Tensor norm_bias, float eps, int activation, ScalarType dtype) -> Tensor"
+)
+LIBRARY.define(
+    "convolution_1x1(Tensor[] maps, Tensor weight, Tensor bias, Tensor? residual, int activation, Tensor? scale,"
+    " Tensor? shift, ScalarType dtype) -> Tensor"
 )
 LIBRARY.define("product_instructions(ScalarType dtype) -> str")
 operators = torch.ops.leandetr
@@ -51,6 +55,12 @@ def _(x, weight, bias, residual, norm_weight, norm_bias, eps, dtype):
 @torch.library.register_fake("leandetr::feed_forward")
 def _(x, *others):
     return x.new_empty(x.shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("leandetr::convolution_1x1")
+def _(maps, weight, bias, residual, activation, scale, shift, dtype):
+    shape = maps[-1].shape[0], weight.shape[0], *maps[-1].shape[2:]
+    return torch.empty(shape, dtype=dtype, device=weight.device, memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
@@ -108,6 +118,12 @@ def _(grad_shape, x_shape, weight_shape, positive_shape, wanted, *args, out_shap
 @register_flop_formula(operators.linear_norm)
 def _(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     return _product(x_shape, weight_shape) + _norm(x_shape, weight_shape[0])
+
+
+@register_flop_formula(operators.convolution_1x1)
+def _(map_shapes, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    """Of the convolution of maps that are all as large as the last."""
+    return 2 * torch.Size(out_shape).numel() * weight_shape[1]
 
 
 @register_flop_formula(operators.feed_forward)

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.layers.conv_norm import NORMS, ConvNorm, conv_norm, is_folded
+from models.layers.convolution import has_kernels, joined
+from models.ops.linear import INSTRUCTIONS
 
 SHAPES = {
     "1x1": {"kernel": 1},
@@ -53,6 +55,62 @@ def test_without_gradients_all_is_one_convolution(shape, norm, activation):
     assert torch.equal(residual, before)
     assert torch.equal(layer(x), apart(layer, x)), "a module that is looked at rounds as PyTorch does"
     assert torch.equal(layer(x, residual), apart(layer, x, residual))
+
+
+def maps_of(*shapes, dtype=torch.float32):
+    torch.manual_seed(1)
+    return [torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last) for shape in shapes]
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("small", [(2, 24, 12, 17), (2, 24, 1, 1), (2, 24, 7, 5)], ids=str)
+def test_maps_side_by_side_are_as_if_joined(small, activation):
+    """Enlarged, as they are, and parts of wider ones; whether or not kernels take them apart."""
+    layer = layer_of_random_norm(kernel=1, activation=activation)
+    layer.conv = nn.Conv2d(24 + 8 + 40, 32, 1, bias=False)
+    wide, few, many = maps_of(small, (2, 16, 24, 33), (2, 40, 24, 33))
+    maps = wide, few.chunk(2, 1)[1], many
+    with torch.no_grad():
+        assert_near(layer(maps), apart(layer, joined(maps)))
+        assert_near(layer(maps[1:2] * 9), apart(layer, joined(maps[1:2] * 9)))
+        wrong = maps_of((2, 24, 12, 17), (2, 8, 6, 6), (2, 40, 24, 33))  # two sizes beside the last
+        assert not layer.takes(wrong)
+        assert_near(layer(wrong), apart(layer, joined(wrong)))
+    assert torch.equal(layer(maps), apart(layer, joined(maps)))
+    with torch.no_grad():
+        assert layer.takes(maps) == has_kernels(layer.conv, maps[0])
+        narrow = layer_of_random_norm(kernel=3, activation=activation)
+        assert not narrow.takes([few, few])
+        assert_near(narrow([few, few]), apart(narrow, joined([few, few])))
+
+
+@pytest.mark.skipif(torch.bfloat16 not in INSTRUCTIONS, reason="no products of bfloat16 here")
+def test_bfloat16_maps_side_by_side():
+    layer = layer_of_random_norm(kernel=1, activation="silu")
+    layer.conv = nn.Conv2d(23 + 9, 32, 1, bias=False)  # pairs of channels reach from one map into the next
+    maps = maps_of((1, 23, 6, 8), (1, 9, 12, 16), dtype=torch.bfloat16)
+    with torch.no_grad():
+        exact = apart(layer, joined([x.float() for x in maps]))
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = layer(maps), apart(layer, joined(maps))
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
+
+
+@pytest.mark.parametrize("scale", [0.7, -0.7])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_affine_after_a_relu_goes_along(shape, scale):
+    layer = layer_of_random_norm(activation="relu", **SHAPES[shape])
+    affine = torch.tensor([scale]), torch.tensor([0.3])
+    (x,) = maps_of((1, 32, 24, 33))
+    expected = affine[0] * apart(layer, x) + affine[1]
+    with torch.no_grad():
+        assert_near(conv_norm(layer.conv, layer.norm, x, "relu", affine=affine), expected)
+    assert torch.equal(conv_norm(layer.conv, layer.norm, x, "relu", affine=affine), expected)
+    layer, x = layer_of_random_norm("frozen", activation="relu", **SHAPES[shape]).train(), x.requires_grad_()
+    found = conv_norm(layer.conv, layer.norm, x, "relu", affine=affine)
+    wanted = affine[0] * apart(layer, x) + affine[1]
+    assert_near(torch.autograd.grad(found.square().sum(), x)[0], torch.autograd.grad(wanted.square().sum(), x)[0])
 
 
 def test_batch_norms_learn_and_count():

@@ -165,23 +165,33 @@ def test_a_sampling_that_nobody_asked_for_is_the_same(sides):
     torch.testing.assert_close(deferred.weights, sampling.weights.detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rectify", [False, True])
+CONVOLUTIONS = [(1, (2, 8, 5, 3)), (3, (2, 16, 9, 13)), (3, (1, 96, 50, 31)), (3, (2, 512, 18, 19))]
+"""Sides of the kernel, and maps; the last ones' weights are too many to be packed at once."""
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
 @pytest.mark.parametrize("shortcut", [False, True])
-@pytest.mark.parametrize(("size", "shape"), [(1, (2, 8, 5, 3)), (3, (2, 16, 9, 13)), (3, (1, 96, 50, 31))], ids=str)
-def test_convolutions_equal_pytorchs(size, shape, rectify, shortcut):
+@pytest.mark.parametrize(("size", "shape"), CONVOLUTIONS, ids=str)
+def test_convolutions_equal_pytorchs(size, shape, activation, shortcut):
     torch.manual_seed(0)
     x = torch.randn(shape).to(memory_format=torch.channels_last)
-    convolution = nn.Conv2d(shape[1], 64, size, padding=size // 2)
+    channels, near = max(64, shape[1]), 1e-4 if shape[1] > 100 else 5e-5
+    convolution = nn.Conv2d(shape[1], channels, size, padding=size // 2)
     with torch.no_grad():
         if not has_kernels(convolution, x):
             pytest.skip("the extension is not built (make ops), or has no kernels for this processor")
-        residual = torch.randn(shape[0], 64, *shape[2:]) if shortcut else None
+        residual = torch.randn(shape[0], channels, *shape[2:]) if shortcut else None
         expected = convolution.double()(x.double()) + (residual if shortcut else 0)
         convolution.float()
-        found = convolve(x, convolution.weight, convolution.bias, residual, rectify)
-        one = convolve(x[:1], convolution.weight, convolution.bias, None if residual is None else residual[:1], rectify)
+        layer = convolution.weight, convolution.bias
+        found = convolve(x, *layer, residual, activation)
+        one = convolve(x[:1], *layer, None if residual is None else residual[:1], activation)
+        affine = torch.tensor([-0.5]), torch.tensor([0.25])
+        scaled = convolve(x, *layer, residual, "relu", affine)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.double(), F.relu(expected) if rectify else expected, rtol=0, atol=5e-5)
+    activated = {None: expected, "relu": F.relu(expected), "silu": F.silu(expected)}[activation]
+    torch.testing.assert_close(found.double(), activated, rtol=0, atol=near)
+    torch.testing.assert_close(scaled.double(), F.relu(expected) * -0.5 + 0.25, rtol=0, atol=near)
     assert torch.equal(found[:1], one), "the same bits alone and in a batch"
 
 
@@ -236,7 +246,7 @@ def test_gradients_of_convolutions_equal_pytorchs(shape, rectify):
         pytest.skip("the extension is not built (make ops), or has no kernels for this processor")
     given = [x, convolution.weight, convolution.bias, torch.randn(shape[0], 64, *shape[2:])]
     given = [tensor.detach().requires_grad_() for tensor in given]
-    found = convolve(*given, rectify=rectify)
+    found = convolve(*given, activation="relu" if rectify else None)
     grad = torch.randn(found.shape) * (found.abs() > 1e-3)  # beside the kink of a ReLU rounding decides
     exact = [tensor.detach().double().requires_grad_() for tensor in given]
     expected = F.conv2d(*exact[:3], padding=1) + exact[3]
@@ -274,7 +284,7 @@ def test_convolutions_of_bfloat16_maps_are_as_near_as_pytorchs():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         if not has_kernels(convolution, x):
             pytest.skip("the extension has no products of bfloat16 for this processor")
-        found = convolve(x, convolution.weight, convolution.bias, residual, rectify=True)
+        found = convolve(x, convolution.weight, convolution.bias, residual, "relu")
         theirs = F.relu(convolution(x) + residual)
     with torch.no_grad():
         expected = F.relu(convolution.double()(x.double()) + residual.double())

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "memory.h"
+#include "numbers.h"
 #include "processor.h"
 #include "products.h"
 
@@ -40,8 +41,12 @@ Problem problem_of(const at::Tensor& x, int64_t channels) {
   return p;
 }
 
+constexpr int64_t PACKED_BYTES = 10 << 20;  // of weights that are packed together, which caches are to hold
+
 at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, const at::Tensor& bias_,
-                           const std::optional<at::Tensor>& residual_, bool rectify, at::ScalarType type) {
+                           const std::optional<at::Tensor>& residual_, int64_t activation,
+                           const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& shift,
+                           at::ScalarType type) {
   const Convolutions* kernels = find_kernels().convolutions;
   TORCH_CHECK(kernels, "no convolutions for this processor");
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "no kernel for ", type);
@@ -53,8 +58,8 @@ at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, cons
               "x ", x_.sizes(), ", weight ", weight_.sizes(), " and bias ", bias_.sizes(), " do not fit");
   const auto last = at::MemoryFormat::ChannelsLast;
   const at::Tensor x = x_.to(type).contiguous(last), bias = bias_.to(at::kFloat).contiguous();
-  const at::Tensor weight = weight_.to(at::kFloat).permute({2, 3, 1, 0}).contiguous();
-  auto p = problem_of<Convolution>(x, weight.size(3));
+  const at::Tensor weight = weight_.to(at::kFloat).contiguous(last);
+  auto p = problem_of<Convolution>(x, weight.size(0));
   TORCH_CHECK(kernels->serves(p.C, p.O), "no kernel for ", p.C, " -> ", p.O, " channels");
   at::Tensor y = at::empty({p.N, p.O, p.H, p.W}, x.options().memory_format(last));
   at::Tensor residual;
@@ -64,19 +69,27 @@ at::Tensor convolution_3x3(const at::Tensor& x_, const at::Tensor& weight_, cons
     p.residual = residual.data_ptr();
   }
   if (y.numel() == 0) return y;
-  at::Tensor packed = at::empty({kernels->packed_bytes(p.C, p.O) + CACHE_LINE_BYTES}, at::kByte);
+  const int64_t panels = kernels->panels(p.O), bytes = kernels->packed_bytes(p.C), tasks = kernels->pack_tasks(p.C);
+  const int64_t group = std::min(panels, std::max<int64_t>(1, PACKED_BYTES / bytes));
+  at::Tensor packed = at::empty({group * bytes + CACHE_LINE_BYTES}, at::kByte);
   float* const transformed = static_cast<float*>(aligned(packed.data_ptr()));
-  at::parallel_for(0, kernels->pack_tasks(p.C, p.O), 1, [&](int64_t begin, int64_t end) {
-    kernels->pack(static_cast<const float*>(weight.data_ptr()), p.C, p.O, transformed, begin, end);
-  });
   p.x = x.data_ptr();
   p.weight = transformed;
   p.bias = static_cast<float*>(bias.data_ptr());
-  p.rectify = rectify;
+  TORCH_CHECK(activation != static_cast<int64_t>(Activation::gelu), "no convolution with a GELU");
+  p.activation = static_cast<Activation>(activation);
+  p.scale = number(scale, 1);
+  p.shift = number(shift, 0);
   p.is_float = type == at::kFloat;
   p.y = y.data_ptr();
-  in_threads(kernels->tasks(p), kernels->bytes(p),
-             [&](void* memory, int64_t begin, int64_t end) { kernels->convolve(p, memory, begin, end); });
+  for (p.first = 0; p.first < panels; p.first = p.last) {
+    p.last = std::min<int64_t>(panels, p.first + group);
+    at::parallel_for(p.first * tasks, p.last * tasks, 1, [&](int64_t begin, int64_t end) {
+      kernels->pack(static_cast<const float*>(weight.data_ptr()), p.C, p.first, transformed, begin, end);
+    });
+    in_threads(kernels->tasks(p), kernels->bytes(p),
+               [&](void* memory, int64_t begin, int64_t end) { kernels->convolve(p, memory, begin, end); });
+  }
   return y;
 }
 

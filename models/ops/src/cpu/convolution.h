@@ -2,16 +2,21 @@
 
 #pragma once
 
+#include "products.h"
+
 namespace leandetr {
 
 // y = activation(x * w + bias + residual): stride 1, one pixel of zeros around; maps are stored channels last.
 struct Convolution {
   long N, H, W, C, O;    // x is (N, H, W, C), y (N, H, W, O)
   const void* x;         // maps are float, or all of them bfloat16; what is computed is float
-  const float* weight;   // transformed and packed
+  long first, last;      // panels of answers that are computed
+  const float* weight;   // theirs, transformed and packed
   const float* bias;     // (O)
   const void* residual;  // null, or as y
-  bool rectify, is_float;
+  Activation activation;
+  float scale, shift;  // of a scaled ReLU
+  bool is_float;
   void* y;
 };
 
@@ -26,9 +31,11 @@ struct ConvolutionGradient {
 // One table per instruction set. Different ranges write apart, and no number depends on how the work is divided.
 struct Convolutions {
   bool (*serves)(long C, long O);
-  long (*packed_bytes)(long C, long O);
-  long (*pack_tasks)(long C, long O);
-  void (*pack)(const float* weight, long C, long O, float* packed, long begin, long end);  // weight is (3, 3, C, O)
+  long (*panels)(long O);
+  long (*packed_bytes)(long C);  // of a panel
+  long (*pack_tasks)(long C);    // of a panel
+  // Of weights (O, 3, 3, C) those of the panels from `first` on; tasks are counted from the first panel's of all.
+  void (*pack)(const float* weight, long C, long first, float* packed, long begin, long end);
   long (*tasks)(const Convolution&);
   long (*bytes)(const Convolution&);  // of memory that a range brings
   void (*convolve)(const Convolution&, void* memory, long begin, long end);

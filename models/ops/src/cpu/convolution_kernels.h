@@ -64,28 +64,38 @@ INLINE void transform_sums(const Floats (&u)[IN], Floats (&g)[3]) {
 }
 
 bool serves(long C, long O) { return C % WIDTH == 0 && O % COLUMNS == 0; }
-long convolution_packed_bytes(long C, long O) { return PLACES * C * O * sizeof(float); }
-long pack_tasks(long C, long O) { return O / COLUMNS * up(C, PACKED_TOGETHER); }
+// From one place's weights of a panel to the next one's; they should not crowd the same cache lines.
+long place_step(long C) { return C * COLUMNS + 16; }
+long convolution_panels(long O) { return O / COLUMNS; }
+long convolution_packed_bytes(long C) { return PLACES * place_step(C) * sizeof(float); }
+long pack_tasks(long C) { return up(C, PACKED_TOGETHER); }
 
 // -> (panel, place, channel, COLUMNS)
-void pack_weights(const float* weight, long C, long O, float* packed, long begin, long end) {
-  const long parts = up(C, PACKED_TOGETHER);
+void pack_weights(const float* weight, long C, long first, float* packed, long begin, long end) {
+  const long parts = pack_tasks(C);
   for (long task = begin; task < end; ++task) {
-    const long panel = task / parts, first = task % parts * PACKED_TOGETHER;
-    for (long c = first; c < C && c < first + PACKED_TOGETHER; ++c)
+    const long panel = task / parts, start = task % parts * PACKED_TOGETHER;
+    for (long c = start; c < C && c < start + PACKED_TOGETHER; c += WIDTH)
       for (int v = 0; v < VECTORS; ++v) {
-        const float* from = weight + c * O + panel * COLUMNS + v * WIDTH;
-        Floats half[3][IN], column[3];
-        for (int x = 0; x < 3; ++x) {
-          for (int y = 0; y < 3; ++y) column[y] = F::load(from + (y * 3 + x) * C * O);
-          transform_weights(column, half[x]);
+        const float* from = weight + (panel * COLUMNS + v * WIDTH) * 9 * C + c;
+        float* to = packed + (panel - first) * PLACES * place_step(C) + c * COLUMNS + v * WIDTH;
+        Floats taps[9][WIDTH];  // for every channel its weights of WIDTH answers
+        for (int tap = 0; tap < 9; ++tap) {
+          for (int o = 0; o < WIDTH; ++o) taps[tap][o] = F::load(from + (o * 9 + tap) * C);
+          transpose(taps[tap]);
         }
-        for (int i = 0; i < IN; ++i) {
-          const Floats row[3] = {half[0][i], half[1][i], half[2][i]};
-          Floats whole[IN];
-          transform_weights(row, whole);
-          for (int j = 0; j < IN; ++j)
-            F::store(packed + ((panel * PLACES + i * IN + j) * C + c) * COLUMNS + v * WIDTH, whole[j]);
+        for (int channel = 0; channel < WIDTH; ++channel, to += COLUMNS) {
+          Floats half[3][IN];
+          for (int x = 0; x < 3; ++x) {
+            const Floats column[3] = {taps[x][channel], taps[3 + x][channel], taps[6 + x][channel]};
+            transform_weights(column, half[x]);
+          }
+          for (int i = 0; i < IN; ++i) {
+            const Floats row[3] = {half[0][i], half[1][i], half[2][i]};
+            Floats whole[IN];
+            transform_weights(row, whole);
+            for (int j = 0; j < IN; ++j) F::store(to + (i * IN + j) * place_step(C), whole[j]);
+          }
         }
       }
   }
@@ -191,6 +201,7 @@ struct Winograd {
   }
 
   // A square of sums (place, squares, COLUMNS) -> y.
+  template <Activation ACTIVATION>
   static void write(const Convolution& p, const Square& s, long square, long rows, long panel, const float* sums) {
     for (int v = 0; v < VECTORS; ++v) {
       const long o = panel * COLUMNS + v * WIDTH;
@@ -211,12 +222,13 @@ struct Winograd {
           const long at = ((s.image * p.H + s.top + i) * p.W + s.left + j) * p.O + o;
           Floats y = answer[j] + shift;
           if (p.residual) y += P::load(static_cast<const T*>(p.residual) + at);
-          P::store(static_cast<T*>(p.y) + at, p.rectify ? activated<Activation::relu>(y) : y);
+          P::store(static_cast<T*>(p.y) + at, activated<ACTIVATION>(y, {p.scale, p.shift}));
         }
       }
     }
   }
 
+  template <Activation ACTIVATION>
   static void convolve(const Convolution& p, void* memory, long begin, long end) {
     const Squares all(p);
     const long rows = squares(p), last = end * TILE < all.count ? end * TILE : all.count;
@@ -225,16 +237,25 @@ struct Winograd {
     for (long first = begin * TILE; first < last; first += rows) {
       const long count = last - first < rows ? last - first : rows;
       for (long square = 0; square < count; ++square) read(p, Square(all, first + square), square, rows, pixels);
-      for (long panel = 0; panel < p.O / COLUMNS; ++panel) {
+      for (long panel = p.first; panel < p.last; ++panel) {
         for (long place = 0; place < PLACES; ++place) {
-          const float* weight = p.weight + (panel * PLACES + place) * p.C * COLUMNS;
+          const float* weight = p.weight + ((panel - p.first) * PLACES + place) * place_step(p.C);
           for (long square = 0; square < count; square += TILE)
             multiply<float, STEP, 1, false>(pixels + (place * chunks(p) * rows + square) * STEP, rows * STEP, weight, p.C,
                                             sums + (place * rows + square) * COLUMNS);
         }
         for (long square = 0; square < count; ++square)
-          write(p, Square(all, first + square), square, rows, panel, sums);
+          write<ACTIVATION>(p, Square(all, first + square), square, rows, panel, sums);
       }
+    }
+  }
+
+  static void convolve(const Convolution& p, void* memory, long begin, long end) {
+    switch (p.activation) {
+      case Activation::relu: return convolve<Activation::relu>(p, memory, begin, end);
+      case Activation::silu: return convolve<Activation::silu>(p, memory, begin, end);
+      case Activation::scaled_relu: return convolve<Activation::scaled_relu>(p, memory, begin, end);
+      default: return convolve<Activation::none>(p, memory, begin, end);
     }
   }
 };
@@ -290,9 +311,9 @@ void transform_back(const ConvolutionGradient& p, const float* sums, long begin,
 
 }  // namespace
 
-const Convolutions convolutions = {serves,           convolution_packed_bytes, pack_tasks, pack_weights,
-                                   convolution_tasks, convolution_bytes,        convolve,   PLACES,
-                                   gradient_squares,  transform_squares,        transform_back};
+const Convolutions convolutions = {serves,           convolution_panels, convolution_packed_bytes, pack_tasks,
+                                   pack_weights,     convolution_tasks,  convolution_bytes,        convolve,
+                                   PLACES,           gradient_squares,   transform_squares,        transform_back};
 
 }  // namespace ISA
 }  // namespace leandetr

@@ -4,11 +4,14 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "memory.h"
+#include "numbers.h"
 #include "processor.h"
 #include "products.h"
 
@@ -68,13 +71,18 @@ at::Tensor packed(const Products& products, const at::Tensor& weight_, at::Scala
   return answer;
 }
 
-// What is common to a layer's problem; the tensors must outlive it.
-Linear describe(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& packed_weight, const Optional& bias) {
+// A matrix without gaps as what a layer reads.
+Columns columns_of(const at::Tensor& x) { return {x.data_ptr(), x.size(-1), x.size(-1)}; }
+
+// What is common to a layer's problem; the tensors, and x as columns, must outlive it.
+Linear describe(const at::Tensor& x, const Columns& columns, const at::Tensor& weight, const at::Tensor& packed_weight,
+                const Optional& bias) {
   Linear p = {};
   p.K = weight.size(1);
   p.N = weight.size(0);
   p.M = p.K ? x.numel() / p.K : 0;
-  p.x = x.data_ptr();
+  p.x = &columns;
+  p.parts = 1;
   p.x_is_float = x.scalar_type() == at::kFloat;
   p.residual_is_float = true;
   p.weight = aligned(packed_weight.data_ptr());
@@ -82,10 +90,10 @@ Linear describe(const at::Tensor& x, const at::Tensor& weight, const at::Tensor&
   return p;
 }
 
-// Has a layer's answer be the norm of its sum with a residual.
-void add_norm(Linear& p, const at::Tensor& residual, const Optional& weight, const Optional& bias, double eps) {
-  p.residual = residual.data_ptr();
-  p.residual_is_float = residual.scalar_type() == at::kFloat;
+// Has a layer's answer be the norm of its sum with a residual, if there is one.
+void add_norm(Linear& p, const Optional& residual, const Optional& weight, const Optional& bias, double eps) {
+  p.residual = pointer(residual);
+  p.residual_is_float = !residual || residual->scalar_type() == at::kFloat;
   p.norm_weight = pointer<float>(weight);
   p.norm_bias = pointer<float>(bias);
   p.eps = static_cast<float>(eps);
@@ -119,7 +127,8 @@ at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight, const Optional
   at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(type));
   if (residual) check(*residual, "residual", type, y.sizes());
   const at::Tensor w = packed(products, weight, type, false);
-  Linear p = describe(x, weight, w, bias);
+  const Columns columns = columns_of(x);
+  Linear p = describe(x, columns, weight, w, bias);
   p.residual = pointer(residual);
   p.residual_is_float = !residual || residual->scalar_type() == at::kFloat;
   p.activation = static_cast<Activation>(activation);
@@ -128,18 +137,19 @@ at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight, const Optional
   return y;
 }
 
-at::Tensor linear_norm(const at::Tensor& x_, const at::Tensor& weight, const Optional& bias_, const at::Tensor& residual_,
+at::Tensor linear_norm(const at::Tensor& x_, const at::Tensor& weight, const Optional& bias_, const Optional& residual_,
                        const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps, at::ScalarType type) {
   const Products& products = products_of(type);
   check_layer(x_, weight, type);
-  const at::Tensor x = x_.contiguous(), residual = residual_.contiguous();
-  const Optional bias = as_float(bias_, "bias", weight.size(0));
+  const at::Tensor x = x_.contiguous();
+  const Optional bias = as_float(bias_, "bias", weight.size(0)), residual = contiguous(residual_);
   const Optional scale = as_float(norm_weight, "norm_weight", weight.size(0));
   const Optional shift = as_float(norm_bias, "norm_bias", weight.size(0));
   at::Tensor y = at::empty(answer_sizes(x, weight.size(0)), x.options().dtype(at::kFloat));
-  check(residual, "residual", type, y.sizes());
+  if (residual) check(*residual, "residual", type, y.sizes());
   const at::Tensor w = packed(products, weight, type, false);
-  Linear p = describe(x, weight, w, bias);
+  const Columns columns = columns_of(x);
+  Linear p = describe(x, columns, weight, w, bias);
   add_norm(p, residual, scale, shift, eps);
   p.y = y.data_ptr();
   run(products, p);
@@ -159,10 +169,11 @@ at::Tensor feed_forward(const at::Tensor& x_, const at::Tensor& weight1, const O
   const Optional scale = as_float(norm_weight, "norm_weight", width), shift = as_float(norm_bias, "norm_bias", width);
   at::Tensor y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
   const at::Tensor w1 = packed(products, weight1, type, false), w2 = packed(products, weight2, type, false);
-  Linear first = describe(x, weight1, w1, bias1), second = describe(x, weight2, w2, bias2);
+  const Columns columns = columns_of(x);
+  Linear first = describe(x, columns, weight1, w1, bias1), second = describe(x, columns, weight2, w2, bias2);
   first.activation = static_cast<Activation>(activation);
   second.M = first.M;
-  second.x = nullptr;
+  second.parts = 0;
   add_norm(second, x, scale, shift, eps);
   second.y = y.data_ptr();
   if (first.M == 0) return y;
@@ -189,7 +200,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward(const at::Tensor&
     p.K = weight.size(0);
     p.N = weight.size(1);
     p.M = grad.numel() / (p.K ? p.K : 1);
-    p.x = grad.data_ptr();
+    const Columns columns = columns_of(grad);
+    p.x = &columns;
+    p.parts = 1;
     p.x_is_float = p.residual_is_float = true;
     p.positive = pointer<float>(positive);
     p.weight = aligned(w.data_ptr());
@@ -215,6 +228,106 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward(const at::Tensor&
   return {grad_x, grad_weight, grad_bias};
 }
 
+// Which row of a map (images, height, width), enlarged from (images, H, W) to the nearest pixel as PyTorch does, each
+// pixel takes.
+std::vector<long> enlarged_rows(int64_t images, int64_t height, int64_t width, int64_t H, int64_t W) {
+  const auto sources = [](int64_t to, int64_t from) {
+    const float scale = static_cast<float>(from) / static_cast<float>(to);
+    std::vector<long> found(to);
+    for (int64_t i = 0; i < to; ++i) found[i] = std::min(static_cast<int64_t>(i * scale), from - 1);
+    return found;
+  };
+  const std::vector<long> down = sources(height, H), across = sources(width, W);
+  std::vector<long> rows;
+  rows.reserve(images * height * width);
+  for (int64_t n = 0; n < images; ++n)
+    for (const long y : down)
+      for (const long x : across) rows.push_back((n * H + y) * W + x);
+  return rows;
+}
+
+// A map (B, C, H, W) as rows of channels, one for every pixel, some numbers apart.
+struct Rows {
+  at::Tensor map;
+  int64_t step;
+
+  Rows(const at::Tensor& given, at::ScalarType type) {
+    TORCH_CHECK(given.dim() == 4 && given.device().is_cpu(), "expected maps on the CPU, got ", given.sizes(), " on ",
+                given.device());
+    map = given.to(type);
+    const int64_t images = map.size(0), channels = map.size(1), height = map.size(2), width = map.size(3);
+    step = width > 1 ? map.stride(3) : height > 1 ? map.stride(2) : images > 1 ? map.stride(0) : channels;
+    const bool lie_so = (channels == 1 || map.stride(1) == 1) && step >= channels &&
+                        (height == 1 || map.stride(2) == step * width) &&
+                        (images == 1 || map.stride(0) == step * width * height);
+    if (lie_so) return;
+    map = map.contiguous(at::MemoryFormat::ChannelsLast);
+    step = channels;
+  }
+};
+
+// One 1x1 convolution of maps side by side. Those smaller than the last are multiplied as they are, and the sums enlarged
+// to the nearest pixel: the same, up to rounding, as enlarging them before.
+at::Tensor convolution_1x1(at::TensorList maps, const at::Tensor& weight_, const at::Tensor& bias_,
+                           const Optional& residual_, int64_t activation, const Optional& scale, const Optional& shift,
+                           at::ScalarType type) {
+  const Products& products = products_of(type);
+  TORCH_CHECK(!maps.empty() && weight_.dim() == 4 && weight_.size(2) == 1 && weight_.size(3) == 1,
+              "expected maps and weights of 1x1 pixels, got ", maps.size(), " and ", weight_.sizes());
+  const at::Tensor weight = weight_.reshape({weight_.size(0), weight_.size(1)});
+  check(weight, "weight", type, weight.sizes());
+  std::vector<Rows> held;
+  for (const at::Tensor& map : maps) held.emplace_back(map, type);
+  const at::Tensor& last = held.back().map;
+  const int64_t images = last.size(0), H = last.size(2), W = last.size(3), N = weight.size(0);
+  const Optional bias = as_float(bias_, "bias", N);
+  at::Tensor y = at::empty({images, N, H, W}, last.options().dtype(type).memory_format(at::MemoryFormat::ChannelsLast));
+  std::vector<Columns> whole;
+  std::vector<at::Tensor> weights;  // of the maps that are as large as the last
+  std::vector<long> rows;
+  Optional residual;
+  if (residual_) residual = residual_->to(type).contiguous(at::MemoryFormat::ChannelsLast);
+  if (residual) check(*residual, "residual", type, y.sizes());
+  int64_t column = 0;
+  for (const auto& [map, step] : held) {
+    const int64_t channels = map.size(1);
+    TORCH_CHECK(map.size(0) == images && column + channels <= weight.size(1), "map ", map.sizes(), " and weight ",
+                weight.sizes(), " do not fit");
+    const at::Tensor part = weight.narrow(1, column, channels);
+    const Columns columns = {map.data_ptr(), channels, step};
+    column += channels;
+    if (map.size(2) == H && map.size(3) == W) {
+      whole.push_back(columns);
+      weights.push_back(part);
+      continue;
+    }
+    TORCH_CHECK(!residual && map.numel() > 0, "one smaller map, and no residual beside it");
+    residual = at::empty({images, N, map.size(2), map.size(3)}, y.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const at::Tensor w = packed(products, part, type, false);
+    Linear p = describe(map, columns, part, w, std::nullopt);
+    p.y = residual->data_ptr();
+    run(products, p);
+    rows = enlarged_rows(images, H, W, map.size(2), map.size(3));
+  }
+  TORCH_CHECK(column == weight.size(1), "maps have ", column, " channels, weight is ", weight.sizes());
+  if (y.numel() == 0) return y;
+  const at::Tensor taken = weights.size() == maps.size() ? weight : at::cat(weights, 1);
+  const at::Tensor w = packed(products, taken, type, false);
+  Linear p = describe(last, whole[0], taken, w, bias);
+  p.M = images * H * W;
+  p.x = whole.data();
+  p.parts = static_cast<long>(whole.size());
+  p.residual = pointer(residual);
+  p.residual_is_float = !residual || residual->scalar_type() == at::kFloat;
+  p.residual_rows = rows.empty() ? nullptr : rows.data();
+  p.activation = static_cast<Activation>(activation);
+  p.scale = number(scale, 1);
+  p.shift = number(shift, 0);
+  p.y = y.data_ptr();
+  run(products, p);
+  return y;
+}
+
 // Which instructions multiply numbers of a type; empty where linear layers have no kernels of their own.
 std::string product_instructions(at::ScalarType type) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -234,6 +347,7 @@ TORCH_LIBRARY_IMPL(leandetr, CPU, m) {
   m.impl("linear_norm", leandetr::linear_norm);
   m.impl("feed_forward", leandetr::feed_forward);
   m.impl("linear_backward", leandetr::linear_backward);
+  m.impl("convolution_1x1", leandetr::convolution_1x1);
 }
 TORCH_LIBRARY_IMPL(leandetr, CompositeExplicitAutograd, m) {
   m.impl("product_instructions", leandetr::product_instructions);

@@ -12,7 +12,7 @@
 #include "products.h"
 #include "vectors.h"
 
-#ifdef BFLOAT16_PRODUCTS
+#if WIDTH == 16
 #include <immintrin.h>
 #endif
 
@@ -166,6 +166,15 @@ void pack_panels(const W* weight, bool transposed, long N, long K, void* packed,
         for (int v = 0; v < VECTORS; ++v)
           Pack<T, float, WIDTH>::store(to + k * COLUMNS + v * WIDTH,
                                        Pack<W, float, WIDTH>::load(weight + k * N + first + v * WIDTH));
+    if (columns == COLUMNS && transposed && EACH == 2 && sizeof(W) == 2)
+      for (; k + 1 < K; k += 2)
+        for (int v = 0; v < VECTORS; ++v) {
+          const W* from = weight + k * N + first + v * WIDTH;
+          const Integers upper = (Integers)Pack<W, float, WIDTH>::load(from + N);  // its bits are the upper ones
+          const Integers lower = (Integers)Pack<W, float, WIDTH>::load(from) >> 16 & 0xffff;
+          const Integers pair = upper | lower;
+          __builtin_memcpy(to + (k / 2 * COLUMNS + v * WIDTH) * 2, &pair, sizeof pair);
+        }
     for (; k < units * EACH; ++k)
       for (long n = 0; n < COLUMNS; ++n) {
         T& number = to[(k / EACH * COLUMNS + n) * EACH + k % EACH];
@@ -177,23 +186,29 @@ void pack_panels(const W* weight, bool transposed, long N, long K, void* packed,
   }
 }
 
-// Rows of x, (count, K) -> a block: chunks of `rows` rows of DEPTH units, ROW apart. Zeros fill the rows up to `rows`, and
-// the last unit. `positive` as in Linear, at the same place.
+// Rows of x, (count, K) and `step` apart -> columns `first` and on of a block: chunks of `rows` rows of DEPTH units, ROW
+// apart. Zeros fill the rows up to `rows`, and the last unit. `positive` as in Linear, at the same place.
 template <typename T, typename X>
-void copy_rows(const X* x, const float* positive, long count, long rows, long K, T* block) {
+void copy_rows(const X* x, long step, const float* positive, long count, long rows, long K, long first, T* block) {
   constexpr long EACH = Multiply<T>::EACH;
   constexpr long WIDE = DEPTH * EACH;
-  for (long k = 0; k < K; k += WIDE, block += rows * ROW * EACH) {
-    const long width = K - k < WIDE ? K - k : WIDE, filled = up(width, EACH) * EACH;
+  for (long k = 0; k < K;) {
+    const long within = (first + k) % WIDE, room = WIDE - within, width = K - k < room ? K - k : room;
+    const long filled = up(width, EACH) * EACH;
+    T* chunk = block + (first + k) / WIDE * rows * ROW * EACH + within;
     for (long row = 0; row < rows; ++row) {
-      T* to = block + row * ROW * EACH;
+      T* to = chunk + row * ROW * EACH;
       if (row >= count) {
         for (long i = 0; i < filled; ++i) to[i] = T{};
         continue;
       }
-      const X* from = x + row * K + k;
-      const float* where = positive ? positive + row * K + k : nullptr;
+      const X* from = x + row * step + k;
+      const float* where = positive ? positive + row * step + k : nullptr;
       long i = 0;
+      if (sizeof(X) == sizeof(T) && !where) {  // they are the same
+        __builtin_memcpy(to, from, width * sizeof(T));
+        i = width;
+      }
       for (; i + WIDTH <= width; i += WIDTH) {
         Floats v = Pack<X, float, WIDTH>::load(from + i);
         if (where) v = F::load(where + i) > 0 ? v : Floats{};
@@ -204,6 +219,7 @@ void copy_rows(const X* x, const float* positive, long count, long rows, long K,
       }
       for (; i < filled; ++i) to[i] = T{};
     }
+    k += width;
   }
 }
 
@@ -218,10 +234,31 @@ INLINE Floats erf_of(Floats x) {
   return x < 0 ? zero - y : y;
 }
 
+// x / (1 + exp(-x)), of an exponential that is 1 at most.
+INLINE Floats silu_of(Floats x) {
+  const Floats zero = {}, size = larger(x, zero - x);
+  const Floats e = power_of_two<WIDTH>(size * -1.44269504f, 0.0f);
+  const Floats above = x < 0 ? x * e : x, below = e + 1.0f;
+#if WIDTH == 16
+  const Floats guess = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)below);  // a division takes as long as all else
+  return above * (guess * (2.0f - below * guess));
+#else
+  return above / below;
+#endif
+}
+
+// What the numbers of a scaled ReLU are; see Linear.
+struct Scaling {
+  float scale, shift;
+};
+
 template <Activation ACTIVATION>
-INLINE Floats activated(Floats x) {
-  if (ACTIVATION == Activation::relu) return x < 0 ? Floats{} : x;  // in this order, what is not a number stays so
+INLINE Floats activated(Floats x, Scaling scaling) {
+  const Floats rectified = x < 0 ? Floats{} : x;  // in this order, what is not a number stays so
+  if (ACTIVATION == Activation::relu) return rectified;
   if (ACTIVATION == Activation::gelu) return x * 0.5f * (erf_of(x * 0.707106781f) + 1.0f);
+  if (ACTIVATION == Activation::silu) return silu_of(x);
+  if (ACTIVATION == Activation::scaled_relu) return rectified * scaling.scale + scaling.shift;
   return x;
 }
 
@@ -241,16 +278,16 @@ INLINE void store_some(T* to, Floats v, long columns) {
 
 // A vector of sums with what belongs to it.
 template <Activation ACTIVATION, typename R>
-INLINE Floats finished(Floats sum, Floats shift, const R* residual, long columns) {
+INLINE Floats finished(Floats sum, Floats shift, const R* residual, long columns, Scaling scaling) {
   sum += shift;
   if (residual) sum += columns < WIDTH ? load_some(residual, columns) : Pack<R, float, WIDTH>::load(residual);
-  return activated<ACTIVATION>(sum);
+  return activated<ACTIVATION>(sum, scaling);
 }
 
-// A tile of sums -> y, whose rows are `step` apart; bias and residual at the tile's place.
+// A tile of sums -> y, whose rows are `step` apart; bias at the tile's place, and so each row's residual, or null.
 template <Activation ACTIVATION, typename Y, typename R>
-INLINE void finish(const float* c, long rows, long columns, const float* bias, const R* residual, long residual_step, Y* y,
-                   long step) {
+INLINE void finish(const float* c, long rows, long columns, const float* bias, const R* const* residual, Scaling scaling,
+                   Y* y, long step) {
   if (rows == TILE && columns == COLUMNS) {
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; ++v) {
@@ -258,8 +295,8 @@ INLINE void finish(const float* c, long rows, long columns, const float* bias, c
       const Floats shift = bias ? F::load(bias + at) : Floats{};
 #pragma GCC unroll 16
       for (int r = 0; r < TILE; ++r) {
-        const R* from = residual ? residual + r * residual_step + at : nullptr;
-        const Floats sum = finished<ACTIVATION>(F::load(c + r * COLUMNS + at), shift, from, WIDTH);
+        const R* from = residual ? residual[r] + at : nullptr;
+        const Floats sum = finished<ACTIVATION>(F::load(c + r * COLUMNS + at), shift, from, WIDTH, scaling);
         Pack<Y, float, WIDTH>::store(y + r * step + at, sum);
       }
     }
@@ -269,8 +306,9 @@ INLINE void finish(const float* c, long rows, long columns, const float* bias, c
     const long left = columns - at < WIDTH ? columns - at : WIDTH;
     const Floats shift = bias ? load_some(bias + at, left) : Floats{};
     for (long r = 0; r < rows; ++r) {
-      const R* from = residual ? residual + r * residual_step + at : nullptr;
-      store_some(y + r * step + at, finished<ACTIVATION>(F::load(c + r * COLUMNS + at), shift, from, left), left);
+      const R* from = residual ? residual[r] + at : nullptr;
+      const Floats sum = finished<ACTIVATION>(F::load(c + r * COLUMNS + at), shift, from, left, scaling);
+      store_some(y + r * step + at, sum, left);
     }
   }
 }
@@ -311,16 +349,17 @@ INLINE void expect_rows(const X* from, long rows, long step, long columns) {
   }
 }
 
-// The rows of x after those that are being multiplied, a share of them for each of `tiles` tiles.
+// The rows of x, where it is one matrix without gaps, after those that are being multiplied: a share of them for each of
+// `tiles` tiles.
 struct Ahead {
   const char* next;
   const char* end;
   long share;
 
   INLINE Ahead(const Linear& p, long first, long rows, long tiles) : next(nullptr), end(nullptr), share(0) {
-    if (!p.x || first >= p.M) return;
+    if (p.parts != 1 || p.x->step != p.K || first >= p.M) return;
     const long bytes = p.K * (p.x_is_float ? 4 : 2), left = p.M - first;
-    next = static_cast<const char*>(p.x) + first * bytes;
+    next = static_cast<const char*>(p.x->rows) + first * bytes;
     end = next + (left < rows ? left : rows) * bytes;
     share = up(end - next, tiles);
   }
@@ -364,12 +403,16 @@ struct Layers {
   static long linear_bytes(const Linear& p) { return linear_rows(p) * (row_bytes(p.K) + normed_bytes(p)); }
 
   static void copy(const Linear& p, long first, long count, long rows, void* block) {
-    const long at = first * p.K;
-    const float* positive = p.positive ? p.positive + at : nullptr;
-    if (p.x_is_float) {
-      copy_rows(static_cast<const float*>(p.x) + at, positive, count, rows, p.K, static_cast<T*>(block));
-    } else {
-      copy_rows(static_cast<const T*>(p.x) + at, positive, count, rows, p.K, static_cast<T*>(block));
+    const float* positive = p.positive ? p.positive + first * p.K : nullptr;
+    T* to = static_cast<T*>(block);
+    long column = 0;
+    for (const Columns* part = p.x; part < p.x + p.parts; column += part->count, ++part) {
+      const long at = first * part->step;
+      if (p.x_is_float) {
+        copy_rows(static_cast<const float*>(part->rows) + at, part->step, positive, count, rows, part->count, column, to);
+      } else {
+        copy_rows(static_cast<const T*>(part->rows) + at, part->step, positive, count, rows, part->count, column, to);
+      }
     }
   }
 
@@ -381,19 +424,25 @@ struct Layers {
     float c[TILE * COLUMNS] __attribute__((aligned(64)));
     const long depth = units(p.K);
     Ahead ahead(p, first + rows, rows, panels(p.N) * up(count, TILE));
+    const Scaling scaling = {p.scale, p.shift};
     for (long panel = 0; panel < panels(p.N); ++panel) {
       const Unit* w = static_cast<const Unit*>(p.weight) + panel * depth * COLUMNS;
       const long n = panel * COLUMNS, columns = p.N - n < COLUMNS ? p.N - n : COLUMNS;
       for (long row = 0; row < count; row += TILE) {
-        const R* residual =
-            p.residual ? static_cast<const R*>(p.residual) + (first + row) * p.N + n : nullptr;
         auto* y = place(row, n);
         const long height = count - row < TILE ? count - row : TILE;
-        if (residual) expect_rows<0>(residual, height, p.N, columns);
+        const R* residual[TILE];
+        if (p.residual)
+          for (long r = 0; r < height; ++r) {
+            const long of = first + row + r;
+            residual[r] = static_cast<const R*>(p.residual) + (p.residual_rows ? p.residual_rows[of] : of) * p.N + n;
+            expect_rows<0>(residual[r], 1, p.N, columns);
+          }
         expect_rows<1>(y, height, step, columns);
         ahead.more();
         multiply<T, ROW, 1, false>(static_cast<const Unit*>(block) + row * ROW, rows * ROW, w, depth, c);
-        finish<ACTIVATION>(c, height, columns, p.bias ? p.bias + n : nullptr, residual, p.N, y, step);
+        finish<ACTIVATION>(c, height, columns, p.bias ? p.bias + n : nullptr, p.residual ? residual : nullptr, scaling, y,
+                           step);
       }
     }
   }
@@ -425,6 +474,8 @@ struct Layers {
       case Activation::none: return answer_block<Activation::none>(p, block, rows, first, count, sums);
       case Activation::relu: return answer_block<Activation::relu>(p, block, rows, first, count, sums);
       case Activation::gelu: return answer_block<Activation::gelu>(p, block, rows, first, count, sums);
+      case Activation::silu: return answer_block<Activation::silu>(p, block, rows, first, count, sums);
+      case Activation::scaled_relu: return answer_block<Activation::scaled_relu>(p, block, rows, first, count, sums);
     }
   }
 

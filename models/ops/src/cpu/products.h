@@ -6,22 +6,31 @@
 
 namespace leandetr {
 
-enum class Activation : int { none, relu, gelu };
+enum class Activation : int { none, relu, gelu, silu, scaled_relu };
 
-// y = activation(x W^T + bias + residual), or a layer norm of the sum. Matrices are stored row by row, without gaps.
-// T multiplies; sums are float. What may be null is said.
+// Some columns of a matrix.
+struct Columns {
+  const void* rows;
+  long count, step;  // how many columns; from one row to the next
+};
+
+// y = activation(x W^T + bias + residual), or a layer norm of the sum. Matrices are stored row by row, but for x without
+// gaps. T multiplies; sums are float. What may be null is said.
 struct Linear {
   long M, N, K;              // x is (M, K), W (N, K), y (M, N)
-  const void* x;             // float, or T
+  const Columns* x;          // float, or T: matrices that stand side by side
+  long parts;                // so many of them
   const float* positive;     // null, or (M, K): x counts as 0 where this is not above 0, the gradient of a ReLU
   const void* weight;        // packed
   const float* bias;         // null, or (N)
   const void* residual;      // null, or (M, N): float, or T
+  const long* residual_rows;  // null, or (M): which row of the residual belongs to a row, of however many it has
   const float* norm_weight;  // null, or (N)
   const float* norm_bias;
   float eps;
   Activation activation;
-  void* y;  // T; float where it is normed
+  float scale, shift;  // of a scaled ReLU, which is relu(.) * scale + shift
+  void* y;             // T; float where it is normed
   bool x_is_float, residual_is_float;
 };
 

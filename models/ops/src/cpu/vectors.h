@@ -7,6 +7,10 @@
 
 #include "../problem.h"
 
+#ifdef BFLOAT16_PRODUCTS
+#include <immintrin.h>
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
@@ -21,6 +25,20 @@ template <typename T, typename A, int W>
 struct Pack;
 template <typename A, int W>
 struct Types;
+
+// Where processors have an instruction for it, whole vectors are rounded by that.
+#ifdef BFLOAT16_PRODUCTS
+#define ROUND_BFLOAT16(W)                                       \
+  if (W == 16) {                                                \
+    __m512 whole;                                               \
+    __builtin_memcpy(&whole, &v, W * 4 < 64 ? W * 4 : 64);      \
+    const __m256bh halves = _mm512_cvtneps_pbh(whole);          \
+    __builtin_memcpy(p, &halves, sizeof(Shorts));               \
+    return;                                                     \
+  }
+#else
+#define ROUND_BFLOAT16(W)
+#endif
 
 #define PACKS(W)                                                                                            \
   template <>                                                                                               \
@@ -51,6 +69,7 @@ struct Types;
       return (Vector)(__builtin_convertvector(s, Words) << 16);                                             \
     }                                                                                                       \
     static INLINE void store(BFloat16* p, Vector v) {                                                       \
+      ROUND_BFLOAT16(W)                                                                                     \
       const Words w = (Words)v, is_nan = (Words)(v != v);                                                   \
       const Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;                                           \
       const Words chosen = (is_nan & ((w >> 16) | 0x40)) | (~is_nan & rounded);                             \
