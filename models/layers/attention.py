@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from models.layers.basic import init_xavier
 from models.layers.linear import Linear, Projecting
+from models.ops.attention import attend as attend_rows
+from models.ops.attention import has_attention
 from models.ops.dropout import dropout as drop
 from models.ops.dropout import has_dropout
 from models.ops.linear import linear
@@ -78,7 +80,11 @@ class MultiheadAttention(Projecting, nn.MultiheadAttention):
             q, k = self._project(query, 0, 2).chunk(2, -1)
         else:
             q, k = self._project(query, 0, 1), self._project(key, 1, 2)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, self._project(value, 2, 3)))
+        v = self._project(value, 2, 3)
+        drops = self.training and self.dropout > 0
+        if attn_mask is None and not drops and has_attention(q, k, v, self.num_heads):
+            return attend_rows(q, k, v, key_padding_mask, self.num_heads), None
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         blocked = None if key_padding_mask is None else key_padding_mask[:, None, None]
         if attn_mask is not None:
             blocked = attn_mask if blocked is None else blocked | attn_mask

@@ -66,7 +66,7 @@ class DeformableAttention(Projecting):
         """(B, Q, heads, L, points, 2): how far from its reference a query looks."""
         return self.sampling_offsets(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
 
-    def locations(self, offsets: Tensor, reference: Tensor, memory: Pyramid) -> Tensor:
+    def locations(self, offsets: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
         """(B, Q, heads, L, points, 2), float32: where to sample, relative to each padded map.
 
         A point moves by offsets in pixels of the level, a box by offsets in shares of half its size (Deformable DETR,
@@ -76,7 +76,7 @@ class DeformableAttention(Projecting):
         reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
             # Whole rows of numbers at a time: operators are slow where they repeat numbers by twos.
-            pixels = _pixels(memory.shapes, self.num_points, offsets.device)
+            pixels = _pixels(shapes, self.num_points, offsets.device)
             points = reference.expand(*reference.shape[:4], *offsets.shape[4:]).flatten(3)
             return (offsets.flatten(3) / pixels).add_(points).view_as(offsets)
         return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
@@ -108,12 +108,12 @@ class MSDeformAttn(DeformableAttention):
 
     def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """Samples; arguments and result as of the call, but for the projection."""
-        values, offsets = self.values(memory), self.offsets(query)
+        values, offsets, shapes = self.values(memory), self.offsets(query), memory.shapes
         logits = self.attention_weights(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points))
 
         def look() -> tuple[Tensor, Tensor]:
             weights = logits.flatten(3).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            return self.locations(offsets, reference, memory), weights.view_as(logits)
+            return self.locations(offsets, reference, shapes), weights.view_as(logits)
 
         if takes_offsets(values, offsets, logits):
             sampled = ms_deform_attn_of_offsets(values, memory.shapes, offsets, logits, reference)
@@ -136,7 +136,7 @@ class DiscreteDeformAttn(MSDeformAttn):
 
     def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """Samples; arguments and result as in MSDeformAttn."""
-        locations = self.locations(self.offsets(query), reference, memory).detach()
+        locations = self.locations(self.offsets(query), reference, memory.shapes).detach()
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         tokens = memory.nearest_tokens(locations.transpose(1, 2))
         values = self.values(memory).transpose(1, 2)  # (B, heads, S, channels)
@@ -177,7 +177,7 @@ class KeyAwareDeformAttn(DeformableAttention):
     def look_up(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """Samples; arguments and result as in MSDeformAttn."""
         values = self.values(memory)
-        locations = self.locations(self.offsets(query), reference, memory)
+        locations = self.locations(self.offsets(query), reference, memory.shapes)
         asked = self.query_proj(query).unflatten(-1, (self.num_heads, -1))
         sampled = key_aware_deform_attn(asked, values, values, memory.shapes, locations)
         return sampled, Sampling(locations, None)
@@ -213,17 +213,45 @@ class BareDeformAttn(nn.Module):
 
     def forward(self, query: Tensor, reference: Tensor, memory: Pyramid) -> tuple[Tensor, Sampling]:
         """(B, Q, C), and where it looked: levels of few points are filled up with points of no weight."""
-        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.num_heads, -1, 2))
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, -1, 2))
         logits = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        values = memory.tokens.unflatten(-1, (self.num_heads, -1))
+        if takes_offsets(values, offsets, logits):
+            filled = self._filled(offsets, logits)
+            sampled = ms_deform_attn_of_offsets(values, memory.shapes, *filled, reference)
+            return sampled, DeferredSampling(lambda: self._look(offsets, logits, reference))
+        sampling = Sampling(*self._look(offsets, logits, reference))
+        return ms_deform_attn(values, memory.shapes, sampling.locations, sampling.weights), sampling
+
+    def _filled(self, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (B, Q, heads, L, points, 2) and logits of as many points on every level, those that fill it up -inf."""
+        levels = len(self.num_points), -1
+        index, factor, shut = _fillers(self.num_points, logits.dtype, logits.device)
+        offsets = offsets.index_select(3, index) * factor  # the op divides by the points that it is given
+        return offsets.unflatten(3, levels), (logits.index_select(3, index) + shut).unflatten(3, levels)
+
+    def _look(self, offsets: Tensor, logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Locations and weights, of offsets (B, Q, heads, points, 2), logits and boxes (B, Q, L, 4)."""
         weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         reference, most = reference.float()[:, :, None], max(self.num_points)  # (B, Q, 1, L, 4)
         places, shares = [], []
-        parts = zip(offsets.split(self.num_points, 3), weights.split(self.num_points, 3), strict=True)
+        parts = zip(offsets.float().split(self.num_points, 3), weights.split(self.num_points, 3), strict=True)
         for level, (offset, share) in enumerate(parts):
             points, box = offset.shape[3], reference[:, :, :, level, None]
             place = box[..., :2] + offset / points * box[..., 2:] * 0.5
             places.append(F.pad(place, (0, 0, 0, most - points)))
             shares.append(F.pad(share, (0, most - points)))
-        sampling = Sampling(torch.stack(places, 3), torch.stack(shares, 3))
-        values = memory.tokens.unflatten(-1, (self.num_heads, -1))
-        return ms_deform_attn(values, memory.shapes, sampling.locations, sampling.weights), sampling
+        return torch.stack(places, 3), torch.stack(shares, 3)
+
+
+@cached
+def _fillers(num_points: tuple[int, ...], dtype: torch.dtype, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Which points stand where levels are filled up to the most points; what offsets (., 1) are multiplied with; and
+    what is added to logits, -inf where a point only fills up.
+    """
+    most, first = max(num_points), [sum(num_points[:level]) for level in range(len(num_points))]
+    levels = list(zip(first, num_points, strict=True))
+    index = [start + min(i, points - 1) for start, points in levels for i in range(most)]
+    factor = [[most / points] for _, points in levels for _ in range(most)]
+    shut = [0.0 if i < points else -math.inf for _, points in levels for i in range(most)]
+    return constant_tensor(index, device), constant_tensor(factor, device, dtype), constant_tensor(shut, device, dtype)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.basic import init_xavier
-from models.layers.linear import Linear
+from models.layers.linear import Linear, linear_norm
+from models.ops.linear import serves
 
 
 class ProposalFeatures(nn.Module):
@@ -18,7 +19,11 @@ class ProposalFeatures(nn.Module):
 
     def forward(self, tokens: Tensor, usable: Tensor) -> Tensor:
         """(B, S, C) and (B, S) bool -> (B, S, C)."""
-        return self.enc_output_norm(self.enc_output(tokens.masked_fill(~usable[..., None], 0)))
+        if torch.is_grad_enabled() or not serves(tokens):
+            return linear_norm(self.enc_output, tokens.masked_fill(~usable[..., None], 0), self.enc_output_norm)
+        features = linear_norm(self.enc_output, tokens, self.enc_output_norm)
+        features[~usable] = linear_norm(self.enc_output, tokens.new_zeros(1, tokens.shape[-1]), self.enc_output_norm)
+        return features
 
 
 class TokenScorer(nn.Module):

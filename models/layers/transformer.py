@@ -146,7 +146,7 @@ class DeformableDecoderLayer(nn.Module):
         content, sampling = attend_add_norm(
             self.cross_attn, content, self.norm1, self.dropout, content + pos, reference, memory
         )
-        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling.computed
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling
 
 
 @PARTS.register
@@ -231,4 +231,4 @@ class GatedDecoderLayer(nn.Module):
         content, _ = attend_add_norm(self.self_attn, content, self.norm1, self.dropout, *asked, attn_mask=mask)
         found, sampling = self.cross_attn(content + pos, reference, memory)
         content = self.gateway(content, self.dropout(found))
-        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling.computed
+        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling

@@ -11,6 +11,7 @@
 #include "product_kernels.h"
 #include "convolution_kernels.h"
 #include "dropout_kernels.h"
+#include "attention_kernels.h"
 #include "map_kernels.h"
 #ifdef __clang__
 #pragma clang attribute pop

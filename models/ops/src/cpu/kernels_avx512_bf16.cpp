@@ -10,6 +10,7 @@
 #define WIDTH 16
 #define BFLOAT16_PRODUCTS
 #include "product_kernels.h"
+#include "attention_kernels.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
