@@ -17,14 +17,17 @@ from tools.lib.drawings import SIDE, best_queries, draw_sampling, overlay
 from tools.lib.traces import LayerSampling, trace_detector
 from tools.visualize import chosen_layers, drawings, main, parse_arguments
 from util.checkpoints.files import save_checkpoint
-from util.config import ConfigError, dump_config
+from util.config import ConfigError, dump_config, load_config
 
 ROOT = Path(__file__).parents[2]
 
 
 def detector_of(name):
     """A narrow detector whose answers follow the image, and its config."""
-    cfg = shrunk(ROOT / f"config/{name}.py", **{"model.backbone.depth": 18, "model.num_classes": 3})
+    path, options = ROOT / f"config/{name}.py", {"model.num_classes": 3}
+    if "depth" in load_config(path).model.backbone:
+        options["model.backbone.depth"] = 18
+    cfg = shrunk(path, **options)
     detector = build_detector(cfg).eval()
     detector.load_state_dict({key: filled(key, tuple(value.shape)) for key, value in detector.state_dict().items()})
     return detector, cfg
@@ -40,6 +43,9 @@ def pixels():
     [
         ("lite_detr/lite_dino_r50_h3l1_2p1x3_kda", {"sampling": 4 * 3, "updates": 1}),
         ("sparse_detr/sparse_detr_r50_rho_0.3", {"sampling": 4 * 3, "tokens": 2 * 4}),
+        ("rt_detr/rtdetr_r50vd_m", {"sampling": 2 * 3}),
+        ("rt_detr/rtdetrv2_r18vd_dsp", {"sampling": 2 * 3}),
+        ("d_fine/dfine_hgnetv2_s", {"sampling": 2 * 3}),
         ("detr/detr_r50", {"attention": 2 * 3}),
         ("conditional_detr/conditional_detr_r50", {"attention": 2 * 3}),
         ("pnp_detr/pnp_detr_r50_ratio033", {"attention": 2 * 3}),
@@ -108,14 +114,15 @@ def test_weights_of_projected_attention():
 
 def test_dots_and_heat_lie_where_they_should():
     black = Image.new("RGB", (200, 100))
-    locations = torch.zeros(1, 1, 1, 2, 2)
-    locations[0, 0, 0] = torch.tensor([[0.75, 0.5], [0.25, 0.25]])
-    weights = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    locations = torch.zeros(1, 1, 1, 3, 2)
+    locations[0, 0, 0] = torch.tensor([[0.75, 0.5], [0.25, 0.25], [0.25, 0.75]])
+    weights = torch.tensor([0.999, 0.001, 0.0]).view(1, 1, 1, 3)
     shown = np.array(draw_sampling(black, LayerSampling(torch.tensor([[0.5, 0.5]]), locations, weights), 0)).max(-1) > 0
     y, x = np.nonzero(shown[:, SIDE * 5 // 8 :])
     assert abs(x.mean() + SIDE * 5 // 8 - 0.75 * SIDE) < 2
     assert abs(y.mean() - 0.5 * SIDE / 2) < 2
     assert len(x) > 4 * (shown[: SIDE // 5, : SIDE // 3]).sum() > 0  # the heavier one is larger
+    assert not shown[SIDE * 3 // 10 : SIDE * 2 // 5, SIDE // 5 : SIDE // 3].any()  # and one of no weight is none
     values = torch.zeros(4, 8)
     values[1, 6] = 0.01
     warm = np.array(overlay(black, values)).sum(-1)

@@ -93,7 +93,7 @@ def draw_box(shown: Image.Image, box: Tensor):
 
 
 def draw_sampling(image: Image.Image, sampling: LayerSampling, query: int, box: Tensor | None = None) -> Image.Image:
-    """One query's sampling points: the colour is the level, finest first, the area of a dot its weight.
+    """One query's sampling points: the colour is the level, finest first, the area of a dot its weight; none without.
 
     Args:
         query: a row of the sampling.
@@ -107,7 +107,7 @@ def draw_sampling(image: Image.Image, sampling: LayerSampling, query: int, box: 
     for level in range(weights.shape[1]):
         pen.text((6, shown.height - 14 * (weights.shape[1] - level)), f"level {level}", fill=COLOURS[level])
         points, shares = locations[:, level].flatten(0, 1).numpy() * size, weights[:, level].flatten().numpy()
-        for (x, y), share in zip(points, shares, strict=True):
+        for (x, y), share in zip(points[shares > 0], shares[shares > 0], strict=True):
             radius = 1 + 22 * float(share) ** 0.5
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=COLOURS[level], width=2)
     x, y = sampling.reference[query].numpy() * size

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.encoders.deformable import DeformableEncoder
 from models.encoders.interleaved import InterleavedEncoder
 from models.layers.attention import ProjectedAttention
-from models.layers.deformable_attention import DeformableAttention, KeyAwareDeformAttn
+from models.layers.deformable_attention import BareDeformAttn, DeformableAttention, KeyAwareDeformAttn
 from models.structures import DetectorOutput, Pyramid
 
 Shapes = tuple[tuple[int, int], ...]
@@ -28,7 +28,8 @@ class LayerSampling:
     Attributes:
         reference: (Q, 2), the centres of what the queries stand for, relative to the image.
         locations: (Q, heads, L, points, 2), x and y relative to the image.
-        weights: (Q, heads, L, points); of each query and head they add up to 1.
+        weights: (Q, heads, L, points); of each query and head they add up to 1. Where a level has fewer points than
+            another, those that it is filled up with weigh nothing.
     """
 
     reference: Tensor
@@ -70,7 +71,7 @@ def _hooks(detector: nn.Module, found: Trace) -> Iterator[None]:
     handles = [detector.neck.register_forward_hook(lambda *call: setattr(found, "shapes", call[-1].shapes))]
     whole_levels = isinstance(detector.encoder, DeformableEncoder | InterleavedEncoder)
     for name, module in detector.named_modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, DeformableAttention | BareDeformAttn):
             handles.append(module.register_forward_hook(_record_sampling(name, found)))
         elif name.startswith("decoder") and name.endswith("multihead_attn"):
             handles.append(module.register_forward_pre_hook(_ask_for_weights, with_kwargs=True))
@@ -87,7 +88,7 @@ def _hooks(detector: nn.Module, found: Trace) -> Iterator[None]:
 
 
 def _record_sampling(name: str, found: Trace):
-    def hook(module: DeformableAttention, inputs: tuple, result: tuple):
+    def hook(module: DeformableAttention | BareDeformAttn, inputs: tuple, result: tuple):
         query, reference, memory = inputs
         sampling = result[1]
         weights = sampling.weights
