@@ -135,7 +135,7 @@ class Run:
             self.journal.track(args.wandb or options.wandb, cfg.to_dict())
         with self.stop:
             if options.warms_up(args.device):
-                noise = train_set.largest_batch(cfg.data.batch_size), train_set.annotations.most_objects()
+                noise = train_set.largest_batch(cfg.data.batch_size), train_set.most_objects()
                 classes = cfg.model.num_classes
                 check_largest_step(model, self.criterion, state.optimizer, self.precision, *noise, classes)
             trainer.run(state.epoch + 1 if args.dry_run else None)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch.utils.data import Dataset
 from datasets.annotations import Annotations
 from datasets.image_paths import leaves_folder
 from datasets.images import MAX_PIXELS, CorruptImageError, read_image
+from datasets.mixing import PLACES, MixUp, Mosaic
 from datasets.multi_scale import MultiScale
 from datasets.transforms import Sample
 from util.tensors.shared_memory import shared_bytes
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class DetectionDataset(Dataset):
         max_pixels: width times height of the largest image that is read; larger ones count as corrupt.
         normalize: one of datasets.transforms.NORMALIZATIONS.
         multi_scale: gives every batch a size of its own, in training; None for none.
+        mosaic: puts three further images beside one, before it is transformed, in training; None for none.
+        mixup: blends the images of a batch, in training; None for none.
     """
 
     def __init__(
@@ -70,10 +75,13 @@ class DetectionDataset(Dataset):
         max_pixels: int = MAX_PIXELS,
         normalize: str | None = "imagenet",
         multi_scale: MultiScale | None = None,
+        mosaic: Mosaic | None = None,
+        mixup: MixUp | None = None,
     ):
         self.annotations, self.folder, self.transform = annotations, folder, transform
         self.training, self.seed, self.limits = training, seed, limits or Limits()
-        self.max_pixels, self.normalize, self.multi_scale = max_pixels, normalize, multi_scale
+        self.max_pixels, self.normalize = max_pixels, normalize
+        self.multi_scale, self.mosaic, self.mixup = multi_scale, mosaic, mixup
         self.cache = _Cache(self) if cached else None
 
     def __len__(self) -> int:
@@ -85,58 +93,102 @@ class DetectionDataset(Dataset):
         Returns:
             (3, h, w) float, or None for a corrupt image in evaluation; and a dict with `labels` (T,), `boxes`
             (T, 4) as cx, cy, w, h in (0, 1), `size`, `orig_size` (h, w), `image_id`, and `corrupt`: messages about
-            corrupt images. Crowd boxes are not among the objects; they stay in the annotations for evaluation.
+            corrupt images. Crowd boxes are not among the objects; they stay in the annotations for evaluation. A mosaic
+            has the id of its first image.
 
         Raises:
             CorruptImageError: too many corrupt images in a row, in training.
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        corrupt = []
+        corrupt: list[str] = []
+        partners = self._partners(index, epoch, corrupt)
+
+        def load(chosen: int, step: int) -> tuple[Tensor, dict]:
+            return self._load(chosen, np.random.default_rng((self.seed, epoch, index, step)), epoch, partners)
+
+        if self.training:
+            chosen, (image, target) = self._first_usable(index, load, corrupt)
+            return image, {**target, "image_id": self._image_id(chosen), "corrupt": corrupt}
+        try:
+            image, target = load(index, 0)
+        except CorruptImageError as error:
+            return None, {"image_id": self._image_id(index), "corrupt": [str(error)]}
+        return image, {**target, "image_id": self._image_id(index), "corrupt": corrupt}
+
+    def _first_usable(self, index: int, load: Callable[[int, int], T], corrupt: list[str]) -> tuple[int, T]:
+        """The first image from `index` on that is not corrupt, and what `load` makes of it, given it and its distance.
+
+        Messages about those before it join `corrupt`. Raises CorruptImageError for too many of them.
+        """
+        found = []
         for step in range(self.limits.in_a_row):
             chosen = (index + step) % len(self)
             try:
-                image, target = self._load(chosen, np.random.default_rng((self.seed, epoch, index, step)), epoch)
+                return chosen, load(chosen, step)
             except CorruptImageError as error:
+                found.append(str(error))
                 corrupt.append(str(error))
-                if not self.training:
-                    return None, {"image_id": self._image_id(index), "corrupt": corrupt}
-                continue
-            return image, {**target, "image_id": self._image_id(chosen), "corrupt": corrupt}
-        listed = "\n  ".join(corrupt)
+        listed = "\n  ".join(found)
         remedy = "`python -m datasets.validate` finds all that cannot be read; data.corrupt.in_a_row allows more"
-        raise CorruptImageError(f"{len(corrupt)} images in a row cannot be read or transformed; {remedy}:\n  {listed}")
+        raise CorruptImageError(f"{len(found)} images in a row cannot be read or transformed; {remedy}:\n  {listed}")
+
+    def _partners(self, index: int, epoch: int, corrupt: list[str]) -> list[Sample]:
+        """What an image becomes a mosaic with, if it does; corrupt ones are replaced like itself."""
+        if self.mosaic is None:
+            return []
+        drawn = self.mosaic.partners(len(self), self._generator(epoch, index, 2), epoch)
+        return [
+            self._first_usable(partner, lambda chosen, _: self._sample(chosen, epoch), corrupt)[1] for partner in drawn
+        ]
 
     def __getitems__(self, keys: list[int | tuple[int, int]]) -> list[tuple[Tensor | None, dict]]:
         """The items of a batch; PyTorch's loaders ask so."""
         items = [self[key] for key in keys]
-        if self.multi_scale is None:
-            return items
         index, epoch = keys[0] if isinstance(keys[0], tuple) else (keys[0], 0)
+        rng = self._generator(epoch, index, 1)
+        for change in (self.multi_scale, self.mixup):
+            if change is not None:
+                items = change(items, rng, epoch)
+        return items
+
+    def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
+        """Of what is drawn beside an image's own augmentation; purposes are counted from 1."""
         # Of another length than an image's key: trailing zeros do not count.
-        return self.multi_scale(items, np.random.default_rng((self.seed, epoch, index, 0, 1)), epoch)
+        return np.random.default_rng((self.seed, epoch, index, 0, purpose))
 
     def largest_batch(self, count: int) -> list[tuple[int, int]]:
         """(height, width) of the images of the largest training batch."""
         sizes = self.transform.largest(count)
         return sizes if self.multi_scale is None else self.multi_scale.largest(sizes)
 
+    def most_objects(self) -> int:
+        """The most that an image of a batch may have."""
+        blended = 1 if self.mixup is None else 2
+        return self.annotations.most_objects() * blended * (1 if self.mosaic is None else len(PLACES))
+
     def _image_id(self, index: int) -> Tensor:
         return torch.tensor(int(self.annotations.image_ids[index]))
 
-    def _load(self, index: int, rng: np.random.Generator, epoch: int) -> tuple[Tensor, dict]:
+    def _load(self, index: int, rng: np.random.Generator, epoch: int, partners: list[Sample]) -> tuple[Tensor, dict]:
+        sample = self._sample(index, epoch)
+        try:
+            if self.mosaic is not None and partners:
+                sample = self.mosaic([sample, *partners], rng)
+            tensor, target = self.transform(sample, rng).tensors(self.normalize)
+        except Exception as error:  # of what kind it is cannot be told from that of a mistake in the transform
+            reason = f"{type(error).__name__}: {error}"
+            raise CorruptImageError(f"{self.path(index)}: cannot be transformed: {reason}") from error
+        return tensor, {**target, "orig_size": torch.tensor([sample.image.height, sample.image.width])}
+
+    def _sample(self, index: int, epoch: int) -> Sample:
+        """An image with its objects, as they are. Raises CorruptImageError."""
         image = self.load_image(index)
         rows = self.annotations.objects(index)
         single = ~self.annotations.crowd[rows]
         boxes = self.annotations.boxes[rows][single]
         labels = self.annotations.slots(rows)[single]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
-        sample = Sample(image, corners, labels, epoch).clip_boxes()
-        try:
-            tensor, target = self.transform(sample, rng).tensors(self.normalize)
-        except Exception as error:  # of what kind it is cannot be told from that of a mistake in the transform
-            reason = f"{type(error).__name__}: {error}"
-            raise CorruptImageError(f"{self.path(index)}: cannot be transformed: {reason}") from error
-        return tensor, {**target, "orig_size": torch.tensor([image.height, image.width])}
+        return Sample(image, corners, labels, epoch).clip_boxes()
 
     def load_image(self, index: int) -> Image.Image:
         """The image as RGB, turned as its annotations have it. Raises CorruptImageError.

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from torchvision.transforms.v2 import functional as tv
 
+from datasets.span import Span
 from datasets.transforms import Sample, Stretch
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
@@ -94,7 +95,8 @@ def without_small(sample: Sample) -> Sample:
 class DistortZoomCrop:
     """Distorted colours, a larger canvas, a crop around objects, a flip, and a stretch to a fixed size.
 
-    Boxes of which the crop or the stretch leaves less than a pixel in width or height go.
+    Boxes of which the crop or the stretch leaves less than a pixel in width or height go. Mosaics, which have been
+    scaled and cut, come on no canvas and are not cropped.
 
     Args:
         height, width: of the stretched image, in pixels.
@@ -104,6 +106,7 @@ class DistortZoomCrop:
             none is taken after all.
         flip: how often left and right are exchanged.
         flip_vertical: how often top and bottom are; 0 in all papers.
+        start_epoch: finished epochs before which there are only flips and stretches.
         stop_epoch: finished epochs after which only flips and stretches are left; None for never.
     """
 
@@ -116,25 +119,25 @@ class DistortZoomCrop:
         crop: float = 0.8,
         flip: float = 0.5,
         flip_vertical: float = 0.0,
+        start_epoch: int = 0,
         stop_epoch: int | None = None,
     ):
         shares = {"distort": distort, "zoom_out": zoom_out, "crop": crop, "flip": flip, "flip_vertical": flip_vertical}
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must lie between 0 and 1")
-        check_stop_epoch(stop_epoch)
+        self.epochs = Span(start_epoch, stop_epoch)
         self.stretch = Stretch(height, width)
         self.distort, self.zoom_out, self.crop = distort, zoom_out, crop
         self.flip, self.flip_vertical = flip, flip_vertical
-        self.stop_epoch = stop_epoch
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """One random variant of a sample, of the kind that its epoch has."""
-        if not stopped(self.stop_epoch, sample.epoch):
+        if sample.epoch in self.epochs:
             sample = distort_colours(sample, rng, self.distort)
-            if rng.random() < self.zoom_out:
+            if not sample.mosaic and rng.random() < self.zoom_out:
                 sample = zoom_out(sample, rng)
-            if rng.random() < self.crop:
+            if not sample.mosaic and rng.random() < self.crop:
                 sample = crop_by_overlap(sample, rng)
         sample = without_small(sample)
         if rng.random() < self.flip:
@@ -149,16 +152,5 @@ class DistortZoomCrop:
 
     def describe(self) -> str:
         """To which sizes images are brought, in words."""
-        until = "" if self.stop_epoch is None else f", distorted and cropped until epoch {self.stop_epoch}"
-        return f"{self.stretch.describe()}{until}"
-
-
-def check_stop_epoch(stop_epoch: int | None):
-    """Raises ValueError for a number of epochs that is none."""
-    if stop_epoch is not None and stop_epoch < 0:
-        raise ValueError(f"stop_epoch={stop_epoch} must be 0 or more, or None")
-
-
-def stopped(stop_epoch: int | None, epoch: int) -> bool:
-    """Whether what ends at `stop_epoch` has ended after so many finished epochs."""
-    return stop_epoch is not None and epoch >= stop_epoch
+        when = str(self.epochs)
+        return f"{self.stretch.describe()}, distorted and cropped{when}" if when else self.stretch.describe()

@@ -15,7 +15,14 @@ from datasets.checks import Problem, check_boxes
 from datasets.coco import CorruptImageError, DetectionDataset, Limits
 from datasets.image_paths import check_files, located
 from datasets.images import MAX_PIXELS
-from datasets.preparation import build_augmentation, build_multi_scale, build_preparation, normalization
+from datasets.preparation import (
+    build_augmentation,
+    build_mixup,
+    build_mosaic,
+    build_multi_scale,
+    build_preparation,
+    normalization,
+)
 from datasets.samplers import EvalSampler, TrainSampler
 from datasets.shapes import make_shapes
 from util.config import ConfigDict, ConfigError, node_location
@@ -167,9 +174,12 @@ def build_dataset(
         raise ConfigError(f"{node_location(data[split])}: {error}") from error
     training = split == "train"
     transform = build_augmentation(data) if training else build_preparation(data).resize
-    multi_scale = build_multi_scale(data, transform) if training else None
-    shapes = normalization(data), multi_scale
-    return DetectionDataset(annotations, images, transform, training, seed, cached, limits, max_pixels, *shapes)
+    of_several = {}
+    if training:
+        of_several["multi_scale"] = build_multi_scale(data, transform)
+        of_several |= {"mosaic": build_mosaic(data), "mixup": build_mixup(data, transform)}
+    given = transform, training, seed, cached, limits, max_pixels, normalization(data)
+    return DetectionDataset(annotations, images, *given, **of_several)
 
 
 def check_dataset(dataset: DetectionDataset, queries: int | None) -> list[Problem]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datasets.distortion import check_stop_epoch, stopped
+from datasets.span import Span
 from datasets.transforms import check_sizes
 
 STRIDE = 32
@@ -26,14 +26,13 @@ class MultiScale:
         wrong = [side for side in sides if side % STRIDE]
         if wrong:
             raise ValueError(f"sides: {wrong} are no multiples of {STRIDE}")
-        check_stop_epoch(stop_epoch)
-        self.sides, self.stop_epoch = sides, stop_epoch
+        self.sides, self.epochs = sides, Span(stop_epoch=stop_epoch)
 
     def __call__(
         self, items: list[tuple[Tensor, dict]], rng: np.random.Generator, epoch: int
     ) -> list[tuple[Tensor, dict]]:
         """The items of a batch, (3, h, w) images of one size and their targets, at a size that is drawn."""
-        if stopped(self.stop_epoch, epoch):
+        if epoch not in self.epochs:
             return items
         size = self.size(int(rng.choice(self.sides)), *items[0][0].shape[1:])
         return [(interpolate(image[None], size)[0], {**target, "size": torch.tensor(size)}) for image, target in items]
@@ -49,5 +48,4 @@ class MultiScale:
 
     def describe(self) -> str:
         """In words."""
-        until = "" if self.stop_epoch is None else f" until epoch {self.stop_epoch}"
-        return f"batches then {min(self.sides)} to {max(self.sides)}{until}"
+        return f"batches then {min(self.sides)} to {max(self.sides)}{self.epochs}"

@@ -27,12 +27,14 @@ class Sample:
         boxes: (T, 4) float32 corners x0, y0, x1, y1 in pixels, inside the image.
         labels: (T,) int64.
         epoch: finished epochs of the training that it is for.
+        mosaic: whether it is made of several.
     """
 
     image: Image.Image
     boxes: np.ndarray
     labels: np.ndarray
     epoch: int = 0
+    mosaic: bool = False
 
     def resize(self, scale: int, max_size: int | None) -> "Sample":
         """The shorter side becomes `scale`, or less where the longer one would pass `max_size`; see resized_shape."""

@@ -125,7 +125,7 @@ def _shared_factory(node: Mapping, shared: dict):
 
 
 def build_criterion(cfg: ConfigDict) -> nn.Module:
-    """The criterion that `cfg.criterion` describes."""
+    """The criterion that `cfg.criterion` describes. A loss that is None there is left out, as one of a base file."""
     node = cfg.criterion
     if "type" in node:
         return PARTS.build(node)
@@ -136,7 +136,7 @@ def build_criterion(cfg: ConfigDict) -> nn.Module:
             raise ConfigError(f"{node_location(node)}: {key}: expected a dict, found {node[key]!r}")
     return Criterion(
         matcher=PARTS.build(node.matcher),
-        losses={name: PARTS.build(loss) for name, loss in node.losses.items()},
+        losses={name: PARTS.build(loss) for name, loss in node.losses.items() if loss is not None},
         supervise={
             site: call_with_config(Supervision, rule, where=node_location(rule))
             for site, rule in node.supervise.items()

@@ -16,6 +16,8 @@ data = dict(
         flip=0.5,
     ),
     multi_scale=None,
+    mosaic=None,
+    mixup=None,
     resize=dict(scale=800, max_size=1333),
     corrupt=dict(in_a_row=10, files=100),
     max_pixels=89_478_485,

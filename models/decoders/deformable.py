@@ -63,11 +63,12 @@ class BoxMLP(nn.Module):
     Args:
         d_model: channels.
         limit: what the encoding is cut to on both sides; None where it is not. 10 in D-FINE.
+        activation: between the layers, "relu" or "silu" (DEIM).
     """
 
-    def __init__(self, d_model: int, limit: float | None = None):
+    def __init__(self, d_model: int, limit: float | None = None, activation: str = "relu"):
         super().__init__()
-        self.mlp, self.limit = MLP(4, 2 * d_model, d_model), limit
+        self.mlp, self.limit = MLP(4, 2 * d_model, d_model, activation=activation), limit
         init_xavier(self.mlp)
 
     def forward(self, boxes: Tensor, seen: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class DistributionDecoder(nn.Module):
         query_pos: makes what derives a query's position from its box.
         num_layers: how many layers.
         scale, reach: how finely and how far edges move, reg_scale and up in D-FINE's code; see `bin_values`.
+        activation: of what places the initial box, "relu" or "silu" (DEIM).
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class DistributionDecoder(nn.Module):
         num_layers: int = 3,
         scale: float = 4.0,
         reach: float = 0.5,
+        activation: str = "relu",
     ):
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
         self.heads = nn.ModuleList(head() for _ in range(num_layers))
-        self.initial_head = MLP(d_model, d_model, d_model, 4)
+        self.initial_head = MLP(d_model, d_model, d_model, 4, activation=activation)
         self.query_pos = query_pos()
         self.scale, self.reach = scale, reach
         nn.init.zeros_(self.initial_head.layers[-1].weight)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from models.layers.linear import Linear, linear_gelu, linear_relu
+from models.layers.linear import LINEAR_ACTIVATED, Linear, check_activation, linear_gelu
 
 
 @torch.no_grad()
@@ -59,17 +59,19 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; `sizes` are the widths from input to output."""
+    """Linear layers with an activation between them, "relu" or "silu"; `sizes` are the widths from input to output."""
 
-    def __init__(self, *sizes: int):
+    def __init__(self, *sizes: int, activation: str = "relu"):
         super().__init__()
+        check_activation(activation)
+        self.activation = activation
         self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., sizes[0]) -> (..., sizes[-1])."""
         *hidden, last = self.layers
         for layer in hidden:
-            x = linear_relu(layer, x)
+            x = LINEAR_ACTIVATED[self.activation](layer, x)
         return last(x)
 
 

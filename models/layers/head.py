@@ -21,13 +21,14 @@ class DetectionHead(nn.Module):
     Args:
         d_model, num_classes: channels in, logits out.
         eps: how near to 0 and 1 a reference may come before its logit is cut: 1e-5, in DINO 1e-3.
+        activation: of the box branch, "relu" or "silu" (DEIM).
     """
 
-    def __init__(self, d_model: int, num_classes: int, eps: float = 1e-5):
+    def __init__(self, d_model: int, num_classes: int, eps: float = 1e-5, activation: str = "relu"):
         super().__init__()
         self.eps = eps
         self.class_embed = Linear(d_model, num_classes)
-        self.bbox_embed = MLP(d_model, d_model, d_model, 4)
+        self.bbox_embed = MLP(d_model, d_model, d_model, 4, activation=activation)
         nn.init.constant_(self.class_embed.bias, -math.log((1 - PRIOR) / PRIOR))
         self.set_size_bias(0.0)
 
@@ -85,7 +86,7 @@ class IndependentHead(DetectionHead):
     """A DetectionHead whose fresh weights are its own, as RT-DETR's are, and not a copy of the first one's.
 
     Args:
-        d_model, num_classes, eps: as there.
+        d_model, num_classes, eps, activation: as there.
     """
 
     def start_like(self, other: DetectionHead):
@@ -103,14 +104,15 @@ class EdgeHead(nn.Module):
         d_model, num_classes: channels in, logits out.
         bins: of a distribution, one more than reg_max in D-FINE's code; an odd number.
         num_best: how many of a distribution's highest probabilities tell of its sharpness, beside their mean.
+        activation: of the branches of edges and of sharpness, "relu" or "silu" (DEIM).
     """
 
-    def __init__(self, d_model: int, num_classes: int, bins: int = 33, num_best: int = 4):
+    def __init__(self, d_model: int, num_classes: int, bins: int = 33, num_best: int = 4, activation: str = "relu"):
         super().__init__()
         self.bins, self.num_best = bins, num_best
         self.class_embed = Linear(d_model, num_classes)
-        self.bbox_embed = MLP(d_model, d_model, d_model, 4 * bins)
-        self.quality = MLP(4 * (num_best + 1), 64, 1)
+        self.bbox_embed = MLP(d_model, d_model, d_model, 4 * bins, activation=activation)
+        self.quality = MLP(4 * (num_best + 1), 64, 1, activation=activation)
         nn.init.constant_(self.class_embed.bias, -math.log((1 - PRIOR) / PRIOR))
         for last in (self.bbox_embed.layers[-1], self.quality.layers[-1]):
             nn.init.zeros_(last.weight)

@@ -5,6 +5,7 @@ which does it in one pass where the extension's kernels serve. A module that som
 layer's place or derived from its class is always called.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     return F.relu(layer(x), inplace=True)
 
 
+def linear_silu(layer: nn.Module, x: Tensor) -> Tensor:
+    """silu(layer(x))."""
+    return F.silu(layer(x), inplace=not torch.is_grad_enabled())
+
+
 def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
     """gelu(layer(x))."""
     if _are_as_such(layer):
@@ -56,6 +62,16 @@ def linear_norm(layer: nn.Module, x: Tensor, norm: nn.Module) -> Tensor:
     return norm(layer(x))
 
 
+LINEAR_ACTIVATED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {"relu": linear_relu, "silu": linear_silu}
+"""What parts may choose by the name of the activation."""
+
+
+def check_activation(activation: str):
+    """Raises ValueError for a name that is none of LINEAR_ACTIVATED."""
+    if activation not in LINEAR_ACTIVATED:
+        raise ValueError(f"activation='{activation}' is none of {', '.join(LINEAR_ACTIVATED)}")
+
+
 def linear_add_norm(layer: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module, dropout: nn.Dropout) -> Tensor:
     """norm(residual + dropout(layer(x)))."""
     if not torch.is_grad_enabled() and _are_as_such(layer, norm, dropout) and _norms_sum(norm, dropout):
@@ -63,8 +79,12 @@ def linear_add_norm(layer: nn.Module, x: Tensor, residual: Tensor, norm: nn.Modu
     return norm(add_dropped(dropout, layer(x), residual))
 
 
-def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, norm: nn.Module, dropout: nn.Dropout) -> Tensor:
-    """norm(x + dropout(second(dropout(relu(first(x))))))."""
+def feed_forward(
+    x: Tensor, first: nn.Module, second: nn.Module, norm: nn.Module, dropout: nn.Dropout, activation: str = "relu"
+) -> Tensor:
+    """norm(x + dropout(second(dropout(activation(first(x))))))."""
+    if activation != "relu":
+        return linear_add_norm(second, dropout(LINEAR_ACTIVATED[activation](first, x)), x, norm, dropout)
     if not torch.is_grad_enabled() and _are_as_such(first, second, norm, dropout) and _norms_sum(norm, dropout):
         return products.feed_forward(x, (first.weight, second.weight), (first.bias, second.bias), norm)
     return norm(add_dropped(dropout, second(dropout(linear_relu(first, x))), x))

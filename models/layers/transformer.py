@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.layers.attention import MultiheadAttention
 from models.layers.basic import Recomputable, init_xavier
 from models.layers.dropout import Dropout
-from models.layers.linear import Linear, attend_add_norm, feed_forward
+from models.layers.linear import Linear, attend_add_norm, check_activation, feed_forward
 from models.registry import PARTS
 from models.structures import Pyramid, Sampling, split_tokens
 
@@ -101,6 +101,7 @@ class DeformableDecoderLayer(nn.Module):
         d_model, num_heads: channels, and heads of the self-attention.
         attention: makes the cross-attention.
         ffn_dim, dropout: as in the encoder layer.
+        activation: of the feed-forward network, "relu" or "silu" (DEIM).
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class DeformableDecoderLayer(nn.Module):
         attention: Callable[[], nn.Module],
         ffn_dim: int = 1024,
         dropout: float = 0.1,
+        activation: str = "relu",
     ):
         super().__init__()
+        check_activation(activation)
         self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
         self.norm2 = nn.LayerNorm(d_model)
         self.cross_attn = attention()
@@ -119,7 +122,7 @@ class DeformableDecoderLayer(nn.Module):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.activation = Dropout(dropout), activation
         self._reset_parameters()
 
     def _reset_parameters(self):
@@ -146,7 +149,8 @@ class DeformableDecoderLayer(nn.Module):
         content, sampling = attend_add_norm(
             self.cross_attn, content, self.norm1, self.dropout, content + pos, reference, memory
         )
-        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling
+        network = self.linear1, self.linear2, self.norm3, self.dropout, self.activation
+        return feed_forward(content, *network), sampling
 
 
 @PARTS.register
@@ -154,7 +158,7 @@ class PlainDeformableDecoderLayer(DeformableDecoderLayer):
     """The same with matrices that start as PyTorch's layers do (RT-DETR).
 
     Args:
-        d_model, num_heads, attention, ffn_dim, dropout: as there.
+        d_model, num_heads, attention, ffn_dim, dropout, activation: as there.
     """
 
     def _reset_parameters(self):
@@ -166,7 +170,7 @@ class PlainDeformableDecoderLayerV2(PlainDeformableDecoderLayer):
     """The same whose feed-forward network alone starts xavier-uniform (RT-DETRv2).
 
     Args:
-        d_model, num_heads, attention, ffn_dim, dropout: as there.
+        d_model, num_heads, attention, ffn_dim, dropout, activation: as there.
     """
 
     def _reset_parameters(self):
@@ -200,6 +204,7 @@ class GatedDecoderLayer(nn.Module):
         d_model, num_heads: channels, and heads of the self-attention.
         attention: makes the cross-attention.
         ffn_dim, dropout: as in the encoder layer.
+        activation: of the feed-forward network, "relu" or "silu" (DEIM).
     """
 
     def __init__(
@@ -209,8 +214,10 @@ class GatedDecoderLayer(nn.Module):
         attention: Callable[[], nn.Module],
         ffn_dim: int = 1024,
         dropout: float = 0.0,
+        activation: str = "relu",
     ):
         super().__init__()
+        check_activation(activation)
         self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.cross_attn = attention()
@@ -218,7 +225,7 @@ class GatedDecoderLayer(nn.Module):
         self.linear1 = Linear(d_model, ffn_dim)
         self.linear2 = Linear(ffn_dim, d_model)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.activation = Dropout(dropout), activation
         init_xavier(self.linear1)
         init_xavier(self.linear2)
 
@@ -231,4 +238,5 @@ class GatedDecoderLayer(nn.Module):
         content, _ = attend_add_norm(self.self_attn, content, self.norm1, self.dropout, *asked, attn_mask=mask)
         found, sampling = self.cross_attn(content + pos, reference, memory)
         content = self.gateway(content, self.dropout(found))
-        return feed_forward(content, self.linear1, self.linear2, self.norm3, self.dropout), sampling
+        network = self.linear1, self.linear2, self.norm3, self.dropout, self.activation
+        return feed_forward(content, *network), sampling

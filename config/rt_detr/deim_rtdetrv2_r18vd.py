@@ -1,0 +1,11 @@
+"""DEIM on RT-DETRv2, the network of rtdetrv2_r18vd, 120 epochs: 49.0 AP as published.
+
+torchrun --nproc_per_node=4 main.py -c config/rt_detr/deim_rtdetrv2_r18vd.py
+
+Rates, epochs and images a step are RT-DETRv2's, for want of published ones.
+"""
+
+_base_ = ['rtdetrv2_r18vd.py', '../_base_/deim.py']
+
+data = dict(mosaic=dict(stop_epoch=60), mixup=dict(stop_epoch=60))
+schedule = dict(flat_epochs=64, final_epochs=3)
