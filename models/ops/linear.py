@@ -131,10 +131,7 @@ def _are_plain(*tensors: Tensor | None) -> bool:
         return False
     if forward_ad._current_level >= 0:
         return False
-    for tensor in tensors:
-        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
-            return False
-    return True
+    return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 def linear(
