@@ -131,7 +131,10 @@ def _are_plain(*tensors: Tensor | None) -> bool:
         return False
     if forward_ad._current_level >= 0:
         return False
-    return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110 - asked for every layer, see above
+        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+            return False
+    return True
 
 
 def linear(
