@@ -104,7 +104,8 @@ class MixUp:
     ):
         _check_share("probability", probability)
         _check_range("ratio", ratio)
-        _check_share("ratio", ratio[1])
+        for share in ratio:
+            _check_share("ratio", share)
         self.probability, self.ratio, self.epochs = probability, ratio, Span(start_epoch, stop_epoch)
 
     def __call__(

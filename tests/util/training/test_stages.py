@@ -345,6 +345,7 @@ def base(tmp_path_factory):
     stage = "{'epoch': 2, 'ema_decay': 0.5, 'lower': 0.1}"
     options = [f"data.augment={square}", "data.multi_scale={'sides': (32, 64), 'stop_epoch': 2}", "data.normalize=none"]
     options += [f"training.restart={stage}", "training.ema={'decay': 0.9, 'warmup': 5}", "schedule.epochs=5"]
+    options += ["data.mosaic={'side': 32, 'stop_epoch': 4}", "data.mixup={'start_epoch': 1}"]
     options += ["data.resize={'type': 'Stretch', 'height': 64, 'width': 64}", "training.save_every_steps=1"]
     return [*arguments, "--num_workers", "0", "--options", *options]
 
