@@ -47,7 +47,7 @@ def _is_batch_norm_of_constants(norm: nn.Module) -> bool:
     """Whether this is a batch norm that uses its running statistics, and has a scale and a bias."""
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or norm.training:
         return False
-    return all(numbers is not None for numbers in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    return bool(norm.affine and norm.track_running_stats)
 
 
 def folded(convolution: nn.Conv2d, norm: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -224,7 +224,7 @@ class BareDeformAttn(nn.Module):
         return ms_deform_attn(values, memory.shapes, sampling.locations, sampling.weights), sampling
 
     def _filled(self, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets (B, Q, heads, L, points, 2) and logits, as many on every level; -inf are those that fill it up."""
+        """Offsets (B, Q, heads, L, points, 2) and logits of as many points on every level; what fills it up is -inf."""
         levels = len(self.num_points), -1
         index, factor, shut = _fillers(self.num_points, logits.dtype, logits.device)
         offsets = offsets.index_select(3, index) * factor  # the op divides by the points that it is given

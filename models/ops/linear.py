@@ -125,16 +125,17 @@ def kernel_dtype(x: Tensor, *parameters: Tensor | None) -> torch.dtype | None:
     return dtype
 
 
+PLAIN = {Tensor, nn.Parameter, type(None)}
+
+
 def _are_plain(*tensors: Tensor | None) -> bool:
     """Whether these are tensors as such, which no mode or transform has to see the operators of."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch._C._are_functorch_transforms_active():
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
     if forward_ad._current_level >= 0:
         return False
-    for tensor in tensors:  # noqa: SIM110 - asked for every layer, see above
-        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
-            return False
-    return True
+    kinds = {type(tensor) for tensor in tensors}
+    return kinds <= PLAIN
 
 
 def linear(

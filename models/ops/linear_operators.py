@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "silu": 3, "scaled_relu": 4}
-"""The activations by the numbers that kernels know them by; the last one, relu(x) * scale + shift, is of maps alone."""
+"""The activations by the numbers that the kernels know them by; relu(x) * scale + shift, the last, is of maps alone."""
 
 LIBRARY = torch.library.Library("leandetr", "FRAGMENT")
 LIBRARY.define(
