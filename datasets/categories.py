@@ -90,14 +90,15 @@ class Categories:
         """Those of a checkpoint.
 
         Args:
-            found: as `state_dict` has them; None for a checkpoint that does not say: COCO's then for the 91 slots of
-                the papers' models, else numbers.
+            found: as `state_dict` has them; None for a checkpoint that does not say: COCO's then for as many slots as
+                the papers' models have, 91 or, of the real-time ones, 80; else numbers.
             num_classes: slots of its classifier.
         """
         if found is not None:
             return cls(tuple(found["ids"]), tuple(found["names"]))
-        if num_classes == COCO_SLOTS:
-            return cls.of([{"id": key, "name": name} for key, name in COCO.items()], "coco")
+        if num_classes in (COCO_SLOTS, len(COCO)):
+            convention = "coco" if num_classes == COCO_SLOTS else "contiguous"
+            return cls.of([{"id": key, "name": name} for key, name in COCO.items()], convention)
         return cls(tuple(range(num_classes)), tuple(f"class {key}" for key in range(num_classes)))
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from datasets.categories import Categories
 from datasets.preparation import build_preparation
 from datasets.transforms import NORMALIZATIONS
 from models.detector import Detector
@@ -83,15 +84,15 @@ class OnImage(nn.Module):
     ):
         super().__init__()
         self.detector, self.postprocess, self.size = detector, postprocess, size
-        mean, std = NORMALIZATIONS[normalize]
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        mean, std = NORMALIZATIONS[normalize]  # under names that no operator has: ONNX has one space for both
+        self.register_buffer("pixel_mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("pixel_std", torch.tensor(std)[:, None, None])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         height, width, _ = image.shape
         down, across = resizing(height, self.size[0]), resizing(width, self.size[1])
         pixels = down @ image.permute(2, 0, 1).float() @ across.T
-        output = self.detector(whole((pixels / 255 - self.mean)[None] / self.std))
+        output = self.detector(whole((pixels / 255 - self.pixel_mean)[None] / self.pixel_std))
         sizes = torch.cat([torch.full((1, 1), side, dtype=torch.float32) for side in (height, width)], 1)
         (found,) = self.postprocess(output, sizes)
         return found["scores"], found["labels"], found["boxes"]
@@ -292,7 +293,7 @@ def main(args: argparse.Namespace) -> int:
         if prepare.normalize is not None:
             waves = (waves - 0.45) / 0.225
         example = torch.stack([waves * (1 - 0.1 * i) for i in range(args.batch_size)])
-    names = restored.categories["names"] if restored.categories else []
+    names = Categories.stored(restored.categories, restored.cfg.model.num_classes).names
     metadata = {"size": size, "names": names, "mean": mean, "std": std}
     try:
         apart = export(model, example, args.output, metadata, args.opset)

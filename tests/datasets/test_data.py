@@ -82,6 +82,9 @@ def test_categories():
     assert (len(coco), coco.slots[90], coco.ids[12]) == (91, 90, None)
     assert len(Categories.of([{"id": 1, "name": "person"}])) == 91
     assert len(Categories.of([{"id": 1, "name": "person"}], "contiguous")) == 1
+    assert Categories.stored(None, 91) == coco
+    assert Categories.stored(None, 80).used == coco.used  # of the real-time detectors' files
+    assert Categories.stored(None, 3).names == ("class 0", "class 1", "class 2")
 
 
 # ---------------------------------------------------------------------------------------------------------- samples

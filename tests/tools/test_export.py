@@ -44,6 +44,7 @@ from util.config import dump_config
 ROOT = Path(__file__).parents[2]
 FAMILIES = [
     "detr/detr_r50",
+    "conditional_detr/conditional_detr_r50",
     "pnp_detr/pnp_detr_r50_ratio033",
     "deformable_detr/deformable_detr_r50",
     "efficient_detr/efficient_detr_r50",
@@ -134,25 +135,25 @@ def test_a_program_of_pytorch_takes_batches(tmp_path):
 
 
 def test_from_a_checkpoint_to_detections_without_this_project(tmp_path):
-    """Conditional DETR: the command line with --with_processing, then tools/run_onnx.py on an image of any size."""
+    """D-FINE: the command line with --with_processing, then tools/run_onnx.py on an image of any size."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    detector, cfg = small(CONDITIONAL)
+    detector, cfg = small("d_fine/dfine_hgnetv2_s")
     content = {
         "config": dump_config(cfg),
-        "categories": {"ids": [*range(91)], "names": [f"class {i}" for i in range(91)]},
+        "categories": {"ids": [*range(80)], "names": [f"class {i}" for i in range(80)]},
     }
     save_checkpoint({"model": detector.state_dict(), **content}, tmp_path / "best.pth")
     arguments = ["--checkpoint", f"{tmp_path}/best.pth", "--output", f"{tmp_path}/best.onnx", "--size", "64", "96"]
     assert main(parse_arguments([*arguments, "--with_processing"])) == 0
     pixels = example_image(150, 130)
     with torch.no_grad():
-        wanted = OnImage(detector, build_postprocessor(cfg), (64, 96))(pixels)
+        wanted = OnImage(detector, build_postprocessor(cfg), SIZE, None)(pixels)
     for found, expected in zip(run_file(tmp_path / "best.onnx", pixels), wanted, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     for line in (example_image(1, 90), example_image(90, 1)):
         with torch.no_grad():
-            expected = OnImage(detector, build_postprocessor(cfg), (64, 96))(line)
+            expected = OnImage(detector, build_postprocessor(cfg), SIZE, None)(line)
         assert difference(run_file(tmp_path / "best.onnx", line), expected, 90) < TOLERANCE
     Image.fromarray(pixels.numpy()).save(tmp_path / "waves.png")
     shutil.copy(ROOT / "tools/run_onnx.py", tmp_path)
