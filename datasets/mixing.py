@@ -82,7 +82,7 @@ class Mosaic:
 
     def describe(self) -> str:
         """In words."""
-        return f"{self.probability:.0%} of images are mosaics of {len(PLACES)}{self.epochs}"
+        return f"{100 * self.probability:g} % of images are mosaics of {len(PLACES)}{self.epochs}"
 
 
 class MixUp:
@@ -119,7 +119,7 @@ class MixUp:
 
     def describe(self) -> str:
         """In words."""
-        return f"{self.probability:.0%} of batches are blended{self.epochs}"
+        return f"{100 * self.probability:g} % of batches are blended{self.epochs}"
 
 
 def _blend(one: tuple[Tensor, dict], other: tuple[Tensor, dict], share: float) -> tuple[Tensor, dict]:

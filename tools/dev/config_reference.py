@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from datasets.coco import Limits
 from datasets.distortion import DistortZoomCrop
+from datasets.mixing import MixUp, Mosaic
 from datasets.multi_scale import MultiScale
 from datasets.transforms import EvalTransform, Stretch, TrainTransform
 from models.criteria.criterion import Supervision
@@ -38,6 +39,8 @@ SECTIONS = {
     "data.augment": TrainTransform,
     "data.augment, type='DistortZoomCrop'": DistortZoomCrop,
     "data.multi_scale": MultiScale,
+    "data.mosaic": Mosaic,
+    "data.mixup": MixUp,
     "data.resize": EvalTransform,
     "data.resize, type='Stretch'": Stretch,
     "data.corrupt": Limits,
