@@ -101,7 +101,7 @@ def test_a_width_of_its_own_needs_a_projection():
 def test_bare_attention_has_points_by_level():
     """Against the sum over levels, points and the pixels around them, one number after the other."""
     torch.manual_seed(0)
-    memory, attention = pyramid((5, 7), (3, 4), channels=8, batch=1), BareDeformAttn(8, 2, (3, 1))
+    memory, attention = pyramid((5, 7), (3, 4), channels=8, batch=1), BareDeformAttn(8, 2, 2, (3, 1))
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     query, reference = torch.randn(1, 2, 8), torch.rand(1, 2, 2, 4)
