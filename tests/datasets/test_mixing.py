@@ -320,7 +320,8 @@ def test_what_is_said_of_them(root):
     _, line = describe_preparation(
         config(root, **{"data.mosaic": {"start_epoch": 4, "stop_epoch": 66}, "data.mixup": {"probability": 0.25}}).data
     )
-    assert line == "in training 50 % of images are mosaics of 4 from epoch 4 until epoch 66, 25 % of batches are blended"
+    mosaics = "50 % of images are mosaics of 4 from epoch 4 until epoch 66"
+    assert line == f"in training {mosaics}, 25 % of batches are blended"
     cfg = load_config(ROOT / "config/d_fine/deim_hgnetv2_s.py")
     assert "distorted and cropped from epoch 4 until epoch 120" in describe_preparation(cfg.data)[0]
 
