@@ -17,6 +17,7 @@ data = dict(
                  zoom_out=0.5,
                  crop=0.8,
                  flip=0.5,
+                 start_epoch=0,
                  stop_epoch=None),
     multi_scale=dict(
         sides=(480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800),
