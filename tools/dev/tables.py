@@ -18,8 +18,9 @@ PAPERS = {
     "DINO": "[DINO](https://arxiv.org/abs/2203.03605)",
     "lite_detr": "[Lite DETR](https://arxiv.org/abs/2303.07335)",
     "h_detr": "[H-DETR](https://arxiv.org/abs/2207.13080)",
-    "rt_detr": "[RT-DETR](https://arxiv.org/abs/2304.08069), [RT-DETRv2](https://arxiv.org/abs/2407.17140)",
-    "d_fine": "[D-FINE](https://arxiv.org/abs/2410.13842)",
+    "rt_detr": "[RT-DETR](https://arxiv.org/abs/2304.08069), [RT-DETRv2](https://arxiv.org/abs/2407.17140), "
+    "[DEIM](https://arxiv.org/abs/2412.04234)",
+    "d_fine": "[D-FINE](https://arxiv.org/abs/2410.13842), [DEIM](https://arxiv.org/abs/2412.04234)",
     "faster_rcnn": "[Faster R-CNN](https://arxiv.org/abs/1506.01497), the tables' baseline",
 }
 """Papers by the folder of their configs; models of other folders are this project's own."""

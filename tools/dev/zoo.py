@@ -66,6 +66,7 @@ the model as it is trained. D-FINE's are of the deployed one, as inference compu
 convolutions, branches of a 3x3 and a 1x1 convolution are one, and boxes are those of chosen tokens alone.
 Weights are files below `https://github.com/lyuwenyu/storage/releases/download/` (RT-DETR, RT-DETRv2)
 and `https://github.com/Peterande/storage/releases/download/dfinev1.0/` (D-FINE); nothing here fetches them by itself.
+DEIM's are not files that can be named by a link.
 
 """
 
@@ -103,9 +104,10 @@ def row(path: Path) -> tuple[str, ...]:
     trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad) / 1e6
     gmacs = count_gmacs(detector, [torch.empty(3, *SIZE)])
     printed = PUBLISHED["models"].get(path.stem, {})
+    in_real_time = path.parent.name in REAL_TIME
     recordings = (f"*/{path.stem}{variant}.npz" for variant in ("", "_spread"))
     checked = any(any((ROOT / "tests/recordings").glob(pattern)) for pattern in recordings)
-    weights = (f"`{printed['weights']}`",) if path.parent.name in REAL_TIME else ()
+    weights = (f"`{printed['weights']}`" if printed else "",) if in_real_time else ()
     return (
         ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0].split(":")[0].rstrip("."),
         f"[{path.stem}](../{path.relative_to(ROOT).as_posix()})",
@@ -113,7 +115,7 @@ def row(path: Path) -> tuple[str, ...]:
         f"{trainable:.1f}",
         str(printed.get("params_m", "")),
         f"{gmacs:.1f}",
-        f"{as_printed(detector, path.parent.name, printed, gmacs):.1f}" if printed else "",
+        f"{as_printed(detector, path.parent.name, printed, gmacs):.1f}" if printed or in_real_time else "",
         str(printed.get("gflops", "")),
         ", ".join(said for said in map(published_ap, longer) if said),
         "yes" if checked else "",
