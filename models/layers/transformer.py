@@ -150,7 +150,7 @@ class DeformableDecoderLayer(nn.Module):
             self.cross_attn, content, self.norm1, self.dropout, content + pos, reference, memory
         )
         network = self.linear1, self.linear2, self.norm3, self.dropout, self.activation
-        return feed_forward(content, *network), sampling
+        return feed_forward(content, *network), sampling.computed
 
 
 @PARTS.register
@@ -239,4 +239,4 @@ class GatedDecoderLayer(nn.Module):
         found, sampling = self.cross_attn(content + pos, reference, memory)
         content = self.gateway(content, self.dropout(found))
         network = self.linear1, self.linear2, self.norm3, self.dropout, self.activation
-        return feed_forward(content, *network), sampling
+        return feed_forward(content, *network), sampling.computed
