@@ -10,7 +10,7 @@ import numpy as np
 from torchvision.transforms.v2 import functional as tv
 
 from datasets.span import Span
-from datasets.transforms import Sample, Stretch
+from datasets.transforms import Sample, Stretch, check_shares
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 """From where to where the factors of distorted colours are drawn, and what is added to hues, of which 1 is a turn."""
@@ -122,10 +122,7 @@ class DistortZoomCrop:
         start_epoch: int = 0,
         stop_epoch: int | None = None,
     ):
-        shares = {"distort": distort, "zoom_out": zoom_out, "crop": crop, "flip": flip, "flip_vertical": flip_vertical}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} must lie between 0 and 1")
+        check_shares(distort=distort, zoom_out=zoom_out, crop=crop, flip=flip, flip_vertical=flip_vertical)
         self.epochs = Span(start_epoch, stop_epoch)
         self.stretch = Stretch(height, width)
         self.distort, self.zoom_out, self.crop = distort, zoom_out, crop

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from datasets.distortion import without_small
 from datasets.span import Span
-from datasets.transforms import Sample, check_sizes
+from datasets.transforms import Sample, check_shares, check_sizes
 
 PLACES = ((0, 0), (1, 0), (0, 1), (1, 1))
 """Of the images in a mosaic, from the left and from the top."""
@@ -44,11 +44,11 @@ class Mosaic:
         start_epoch: int = 0,
         stop_epoch: int | None = None,
     ):
-        _check_share("probability", probability)
+        check_shares(probability=probability)
         check_sizes(side=(side,))
         if not 0 <= rotation <= 180:
             raise ValueError(f"rotation={rotation} must lie between 0 and 180 degrees")
-        _check_share("shift", shift)
+        check_shares(shift=shift)
         _check_range("scale", scale, above=0)
         self.probability, self.side, self.rotation, self.shift, self.scale = probability, side, rotation, shift, scale
         self.epochs = Span(start_epoch, stop_epoch)
@@ -102,10 +102,10 @@ class MixUp:
         start_epoch: int = 0,
         stop_epoch: int | None = None,
     ):
-        _check_share("probability", probability)
+        check_shares(probability=probability)
         _check_range("ratio", ratio)
         for share in ratio:
-            _check_share("ratio", share)
+            check_shares(ratio=share)
         self.probability, self.ratio, self.epochs = probability, ratio, Span(start_epoch, stop_epoch)
 
     def __call__(
@@ -128,11 +128,6 @@ def _blend(one: tuple[Tensor, dict], other: tuple[Tensor, dict], share: float) -
         return one
     objects = {name: torch.cat([target[name], added[name]]) for name in ("labels", "boxes")}
     return image * share + further * (1 - share), {**target, **objects}
-
-
-def _check_share(name: str, share: float):
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name}={share} must lie between 0 and 1")
 
 
 def _check_range(name: str, values: tuple[float, float], above: float | None = None):

@@ -118,6 +118,13 @@ def check_sizes(**sizes: tuple[int, ...]):
             raise ValueError(f"{name}: {values!r} should be whole numbers of pixels, 1 or more")
 
 
+def check_shares(**shares: float):
+    """How often something happens, or how much of it there is. Raises ValueError."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} must lie between 0 and 1")
+
+
 class TrainTransform:
     """Flip, then at even odds a resize, or a resize, a crop and a resize (DETR, A.4).
 
@@ -140,9 +147,7 @@ class TrainTransform:
         flip_vertical: float = 0.0,
     ):
         check_sizes(scales=scales, max_size=(max_size,))
-        for name, share in (("flip", flip), ("flip_vertical", flip_vertical)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} must lie between 0 and 1")
+        check_shares(flip=flip, flip_vertical=flip_vertical)
         if crop is not None:
             if set(crop) != {"scales", "min_size", "max_size"}:
                 raise ValueError(f"crop={dict(crop)} should name scales, min_size and max_size")

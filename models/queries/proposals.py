@@ -72,14 +72,13 @@ class TopKProposals(nn.Module):
         groups = self.groups(logits.shape[1])
         chosen = self.choose(self.score(logits), sum(group.size for group in groups))
         supervised = torch.is_grad_enabled() or targets is not None
+        picked = gather_tokens(features, chosen)
         if supervised and self.boxes_of == "all":
             shifted = self.head.shift(features, anchors)
             references = gather_tokens(shifted, chosen)
         else:
-            shifted = references = self.head.shift(gather_tokens(features, chosen), gather_tokens(anchors, chosen))
-        content, pos = self.init(
-            references.detach(), gather_tokens(memory.tokens, chosen), gather_tokens(features, chosen)
-        )
+            shifted = references = self.head.shift(picked, gather_tokens(anchors, chosen))
+        content, pos = self.init(references.detach(), gather_tokens(memory.tokens, chosen), picked)
         queries = Queries(content, pos, references.detach().sigmoid(), groups)
         if not supervised:
             return queries, {}
